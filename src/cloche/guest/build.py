@@ -1,0 +1,184 @@
+"""Making the guest: kernel and initramfs in one folder named by their contents."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from cloche.base.errors import ClocheError
+from cloche.base.files import write_atomically
+from cloche.guest.guest import (
+    RECIPE,
+    Guest,
+    changed_source,
+    current_guest,
+    fingerprint,
+    guests_root,
+    load_guest,
+)
+from cloche.guest.initramfs import build_initramfs
+from cloche.guest.kernel import Kernel, kernels_root
+from cloche.guest.modules import ModulePlan, read_index, resolve
+from cloche.guest.package import candidate_package
+from cloche.guest.tools import explained_os_errors, new_directory
+
+
+def build_guest(data_root: Path, kernel: Kernel, agent: Path) -> Guest:
+    """Make the guest of *kernel* and *agent*, and make it the current one.
+
+    Idempotent: the same kernel and agent give the same key, and what is there is kept. Raises
+    ClocheError (no space, no permission, a module that does not decompress).
+    """
+    with explained_os_errors("build the guest"):
+        plan = resolve(read_index(kernel.modules), kernel=kernel.release)
+        # Before reading, so that a file written meanwhile counts as changed.
+        agent_print = fingerprint(agent)
+        agent_data = agent.read_bytes()
+        initramfs = build_initramfs(agent_data, kernel.modules, plan.load)
+        agent_print["sha256"] = hashlib.sha256(agent_data).hexdigest()
+        key = _guest_key(kernel.vmlinux, initramfs)
+        manifest = _manifest(key, kernel, plan, agent_print, len(initramfs))
+        directory = guests_root(data_root) / key
+        if load_guest(directory) is None:
+            with new_directory(directory) as work:
+                _link_or_copy(kernel.vmlinux, work / "vmlinux")
+                (work / "initramfs").write_bytes(initramfs)
+                _write_manifest(work, manifest)
+        else:
+            _write_manifest(directory, manifest)
+        _replace_symlink(guests_root(data_root) / "current", key)
+        return Guest(directory, manifest)
+
+
+def _guest_key(vmlinux: Path, initramfs: bytes) -> str:
+    with open(vmlinux, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256")
+    digest.update(initramfs)
+    return digest.hexdigest()[:16]
+
+
+def _manifest(
+    key: str, kernel: Kernel, plan: ModulePlan, agent: dict[str, object], initramfs_size: int
+) -> dict[str, Any]:
+    return {
+        "recipe": RECIPE,
+        "key": key,
+        "kernel_release": kernel.release,
+        "kernel": kernel.origin,
+        "kernel_directory": str(kernel.directory),
+        "agent": agent,
+        "modules": [module._asdict() for module in plan.load],
+        "builtin": list(plan.builtin),
+        "absent": [want.name for want in plan.absent],
+        "vmlinux_size": kernel.vmlinux.stat().st_size,
+        "initramfs_size": initramfs_size,
+    }
+
+
+def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=2) + "\n"
+    write_atomically(str(directory / "manifest.json"), text.encode(), 0o644)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _replace_symlink(link: Path, target: str) -> None:
+    with tempfile.TemporaryDirectory(prefix=".link.", dir=link.parent) as folder:
+        os.symlink(target, os.path.join(folder, "link"))
+        os.replace(os.path.join(folder, "link"), link)
+
+
+def guest_is_stale(guest: Guest | None, agent: Path | None, configured: Path | None) -> str | None:
+    """Why the guest has to be made anew, in words for people; None when it is current.
+
+    Asks apt's lists for a newer kernel package (a few tenths of a second, no network).
+    """
+    if guest is None:
+        return "there is no guest yet"
+    if changed := changed_source(guest, agent):
+        return f"{changed} has changed"
+    origin = guest.manifest["kernel"]
+    if not isinstance(origin, dict):
+        return "its manifest does not say which kernel it has"
+    if configured is not None:
+        return _differs_from_configured(guest, origin, configured)
+    return _newer_package(origin)
+
+
+def _differs_from_configured(
+    guest: Guest, origin: dict[str, object], configured: Path
+) -> str | None:
+    image = origin.get("image")
+    used = image["path"] if isinstance(image, dict) else guest.manifest["kernel_directory"]
+    if used == str(configured):
+        return None
+    return f"the configuration names the kernel {configured}, the guest has {origin['source']}"
+
+
+def _newer_package(origin: dict[str, object]) -> str | None:
+    try:
+        package = candidate_package()
+    except ClocheError:
+        return None  # no apt here, or no lists: nothing newer can be known of
+    if (package.name, package.version) == (origin.get("package"), origin.get("version")):
+        return None
+    return f"package {package.name} {package.version} is there, the guest has {origin['source']}"
+
+
+def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
+    """Remove guests that are neither current nor in *keep* (keys), and kernels of no guest.
+
+    A running VM loses nothing: QEMU has read its kernel. Returns the names of what was removed,
+    with leftovers of interrupted runs not counted. Call with `setup_lock` held.
+    """
+    current = current_guest(data_root)
+    wanted = {*keep, *([current.key] if current else [])}
+    removed: list[str] = []
+    kernels: set[str] = set()
+    with explained_os_errors("remove old guests"):
+        for directory in _folders(guests_root(data_root)):
+            guest = load_guest(directory)
+            if guest is not None and guest.key in wanted:
+                kernels.add(str(guest.manifest["kernel_directory"]))
+                continue
+            _remove(directory, removed)
+        for directory in _folders(kernels_root(data_root)):
+            if str(directory) not in kernels:
+                _remove(directory, removed)
+    return removed
+
+
+def _folders(root: Path) -> list[Path]:
+    if not root.is_dir():
+        return []
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not path.is_symlink()]
+
+
+def _remove(directory: Path, removed: list[str]) -> None:
+    shutil.rmtree(directory)
+    if not directory.name.startswith("."):
+        removed.append(f"{directory.parent.name}/{directory.name}")
+
+
+@contextlib.contextmanager
+def setup_lock(data_root: Path) -> Iterator[None]:
+    """Only one process at a time prepares guests in *data_root*; waits for the other."""
+    with explained_os_errors("lock cloche's data"):
+        data_root.mkdir(parents=True, exist_ok=True)
+        lock = open(data_root / "setup.lock", "w")  # noqa: SIM115 - closed just below
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
