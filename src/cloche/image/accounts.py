@@ -42,11 +42,12 @@ class _OpenHow(ctypes.Structure):
 
 
 def _open_in_root(root: Path, path: str) -> int:
-    """Open *path* for reading as a process whose root is *root* would (openat2(2))."""
+    """An O_PATH descriptor of *path*, found as a process whose root is *root* would (openat2(2)).
+
+    O_PATH, because opening alone does something where a device or a fifo is in the file's place.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    # O_NONBLOCK: a fifo in place of the file must not stop us.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    how = _OpenHow(flags, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
     folder = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         size = ctypes.c_size_t(ctypes.sizeof(how))
@@ -69,13 +70,16 @@ def read_table(root: Path, path: str) -> str:
     try:
         fd = _open_in_root(root, path)
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             return ""
         raise
-    with open(fd, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return ""
-        return file.read(TABLE_LIMIT).decode(errors="replace")
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            return file.read(TABLE_LIMIT).decode(errors="replace")
+    finally:
+        os.close(fd)
 
 
 def read_accounts(root: Path) -> Accounts:
