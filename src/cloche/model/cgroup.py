@@ -1,0 +1,176 @@
+"""linux.resources as values of cgroup v2 files, and as the size of VM that they need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from cloche.model.problems import quoted, refuse
+
+if TYPE_CHECKING:
+    from cloche.model.oci import Config
+    from cloche.model.oci_linux import CPU, Memory, Resources
+
+RESOURCES = "$.linux.resources"
+DEFAULT_PERIOD = 100_000  # µs; the kernel's own
+
+
+class Limits(Struct, frozen=True):
+    """What a container may use, as far as it decides the shape of its VM."""
+
+    memory: int | None  # bytes
+    cpus: float | None  # processors' worth of time
+
+
+def limits(config: Config) -> Limits:
+    """What the config allows the container; None where it sets no limit."""
+    resources = config.linux.resources
+    memory = resources.memory.limit
+    cpu = resources.cpu
+    counts: list[float] = []
+    if cpu.quota is not None and cpu.quota > 0:
+        counts.append(cpu.quota / (cpu.period or DEFAULT_PERIOD))
+    if cpu.cpus:
+        counts.append(len(parse_cpus(cpu.cpus, f"{RESOURCES}.cpu.cpus")))
+    return Limits(memory if memory and memory > 0 else None, min(counts) if counts else None)
+
+
+def parse_cpus(text: str, path: str) -> set[int]:
+    """The numbers in a list like ``0-3,7``; ConfigError at JSON *path* when it is none."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last if dash else first)
+        # cpuset lists name processors: five digits are far beyond any kernel's NR_CPUS (8192).
+        if not all(end.isascii() and end.isdigit() and len(end) < 6 for end in ends):
+            refuse(path, f"expected a list of processors like 0-3,7, got {quoted(text)}")
+        low, high = int(ends[0]), int(ends[1])
+        if low > high:
+            refuse(path, f"{quoted(part)} counts down")
+        numbers.update(range(low, high + 1))
+    return numbers
+
+
+def cpu_weight(shares: int) -> int:
+    """cgroup v1 shares (2 … 262144) on cgroup v2's scale (1 … 10000), as runc and crun do."""
+    return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
+
+
+def cgroup_values(resources: Resources) -> list[tuple[str, str]]:
+    """Files of the container's cgroup in the guest and what is written to them, in order."""
+    values = _memory(resources.memory) + _cpu(resources.cpu)
+    if resources.pids is not None and resources.pids.limit != 0:
+        values.append(("pids.max", _or_max(resources.pids.limit)))
+    # Last, so that what the user wrote for cgroup v2 itself wins over what was converted.
+    return values + sorted(resources.unified.items())
+
+
+def _or_max(value: int) -> str:
+    return "max" if value < 0 else str(value)
+
+
+def _memory(memory: Memory) -> list[tuple[str, str]]:
+    values = []
+    if memory.limit:
+        values.append(("memory.max", _or_max(memory.limit)))
+    swap = swap_max(memory)
+    if swap is not None:
+        values.append(("memory.swap.max", _or_max(swap)))
+    if memory.reservation:
+        values.append(("memory.low", _or_max(memory.reservation)))
+    return values
+
+
+def swap_max(memory: Memory) -> int | None:
+    """cgroup v2's limit of swap alone, from the specification's limit of memory and swap together.
+
+    None: not set; -1: unlimited. ConfigError when the two limits do not fit together.
+    """
+    limit, swap = memory.limit or 0, memory.swap or 0
+    path = f"{RESOURCES}.memory.swap"
+    if swap == 0:
+        # Unlimited memory without a word on swap means unlimited swap, as with cgroup v1.
+        return -1 if limit < 0 else None
+    if swap < 0:
+        return -1
+    if limit <= 0:
+        refuse(path, "a limit of memory and swap needs a limit of memory ($….memory.limit)")
+    if swap < limit:
+        refuse(path, f"{swap} is the limit of memory and swap together: at least {limit}")
+    return swap - limit
+
+
+def _cpu(cpu: CPU) -> list[tuple[str, str]]:
+    values = []
+    # The kernel refuses a weight for an idle cgroup.
+    if cpu.idle is not None:
+        values.append(("cpu.idle", str(cpu.idle)))
+    if cpu.shares and cpu.idle != 1:
+        values.append(("cpu.weight", str(cpu_weight(cpu.shares))))
+    if cpu.quota or cpu.period:
+        quota = cpu.quota if cpu.quota and cpu.quota > 0 else -1
+        values.append(("cpu.max", f"{_or_max(quota)} {cpu.period or DEFAULT_PERIOD}"))
+    if cpu.burst is not None:
+        values.append(("cpu.max.burst", str(cpu.burst)))
+    return values
+
+
+def check_resources(resources: Resources) -> None:
+    """ConfigError for values that no cgroup takes."""
+    swap_max(resources.memory)
+    cpu = resources.cpu
+    if cpu.cpus:
+        parse_cpus(cpu.cpus, f"{RESOURCES}.cpu.cpus")
+    if cpu.mems:
+        parse_cpus(cpu.mems, f"{RESOURCES}.cpu.mems")
+    if cpu.idle not in (None, 0, 1):
+        refuse(f"{RESOURCES}.cpu.idle", f"expected 0 or 1, got {cpu.idle}")
+    # The kernel's own bounds (max_bw_runtime, min_cfs_quota_period in kernel/sched/core.c).
+    if cpu.period and not 1_000 <= cpu.period <= 1_000_000:
+        refuse(f"{RESOURCES}.cpu.period", f"expected 1000 to 1000000 µs, got {cpu.period}")
+    if cpu.quota is not None and 0 < cpu.quota < 1_000:
+        refuse(f"{RESOURCES}.cpu.quota", f"expected at least 1000 µs, got {cpu.quota}")
+    for name, value in resources.unified.items():
+        path = f"{RESOURCES}.unified"
+        # A name with a slash would lead out of the container's cgroup.
+        if "/" in name or "." not in name.strip("."):
+            refuse(path, f"expected names of files like memory.high, got {quoted(name)}")
+        if name.startswith("cgroup."):
+            refuse(path, f"{quoted(name)} belongs to the runtime")
+        if not value:
+            refuse(path, f"{quoted(name)} has no value")
+
+
+def resource_warnings(resources: Resources) -> list[str]:
+    """What is not carried out, in words."""
+    memory, block, cpu = resources.memory, resources.block_io, resources.cpu
+    no_v2 = "cgroup v2, which the guest has, knows no such limit"
+    found = {
+        "memory.kernel": (bool(memory.kernel and memory.kernel > 0), no_v2),
+        "memory.kernelTCP": (bool(memory.kernel_tcp and memory.kernel_tcp > 0), no_v2),
+        "memory.swappiness": (memory.swappiness is not None, no_v2),
+        "memory.disableOOMKiller": (bool(memory.disable_oom_killer), no_v2),
+        "cpu.realtimeRuntime": (bool(cpu.realtime_runtime), no_v2),
+        "cpu.realtimePeriod": (bool(cpu.realtime_period), no_v2),
+        "network.classID": (bool(resources.network.class_id), no_v2),
+        "network.priorities": (bool(resources.network.priorities), no_v2),
+        "hugepageLimits": (bool(resources.hugepage_limits), "the guest has no huge pages"),
+        "rdma": (bool(resources.rdma), "the guest has no RDMA devices"),
+    }
+    devices = "block devices of the host are not those of the guest"
+    for name, value in (
+        ("weight", block.weight),
+        ("leafWeight", block.leaf_weight),
+        ("weightDevice", block.weight_device),
+        ("throttleReadBpsDevice", block.throttle_read_bps_device),
+        ("throttleWriteBpsDevice", block.throttle_write_bps_device),
+        ("throttleReadIOPSDevice", block.throttle_read_iops_device),
+        ("throttleWriteIOPSDevice", block.throttle_write_iops_device),
+    ):
+        found[f"blockIO.{name}"] = (bool(value), devices)
+    return [
+        f"{RESOURCES}.{name}: not applied: {why}"
+        for name, (present, why) in found.items()
+        if present
+    ]

@@ -1,0 +1,237 @@
+"""The ``linux`` section of config.json as types (OCI runtime specification 1.2, config-linux.md).
+
+Names and nesting are the specification's; what a field means is said there, and in docs/oci.md
+what cloche does with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct, field
+
+U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+# The upper bound of 64 bits is checked for all numbers alike while the file is read.
+U64 = Annotated[int, Meta(ge=0)]
+I64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+
+
+class Namespace(Struct, frozen=True):
+    """One namespace to be new (no path) or to be joined."""
+
+    type: str
+    path: str = ""
+
+
+class IDMapping(Struct, frozen=True):
+    """A range of user or group ids in a user namespace."""
+
+    container_id: U32 = field(name="containerID")
+    host_id: U32 = field(name="hostID")
+    size: U32
+
+
+class TimeOffset(Struct, frozen=True):
+    """Offset of one clock in a time namespace."""
+
+    secs: I64 = 0
+    nanosecs: U32 = 0
+
+
+class Device(Struct, frozen=True, rename="camel"):
+    """A device node to be made in the container."""
+
+    path: str
+    type: str
+    major: I64 = 0
+    minor: I64 = 0
+    file_mode: U32 | None = None
+    uid: U32 | None = None
+    gid: U32 | None = None
+
+
+class DeviceRule(Struct, frozen=True):
+    """One rule of the device controller."""
+
+    allow: bool
+    type: str = ""
+    major: I64 | None = None
+    minor: I64 | None = None
+    access: str = ""
+
+
+class Memory(Struct, frozen=True, rename="camel"):
+    """Memory limits in bytes; -1 is unlimited."""
+
+    limit: I64 | None = None
+    reservation: I64 | None = None
+    swap: I64 | None = None
+    kernel: I64 | None = None
+    kernel_tcp: I64 | None = field(default=None, name="kernelTCP")
+    swappiness: U64 | None = None
+    disable_oom_killer: bool | None = field(default=None, name="disableOOMKiller")
+    use_hierarchy: bool | None = None
+    check_before_update: bool | None = None
+
+
+class CPU(Struct, frozen=True, rename="camel"):
+    """CPU limits; times in microseconds."""
+
+    shares: U64 | None = None
+    quota: I64 | None = None
+    burst: U64 | None = None
+    period: U64 | None = None
+    realtime_runtime: I64 | None = None
+    realtime_period: U64 | None = None
+    cpus: str = ""
+    mems: str = ""
+    idle: I64 | None = None
+
+
+class Pids(Struct, frozen=True):
+    """Most processes and threads at a time; -1 is unlimited."""
+
+    limit: I64 = 0
+
+
+class WeightDevice(Struct, frozen=True, rename="camel"):
+    """Weight of one block device."""
+
+    major: I64
+    minor: I64
+    weight: U16 | None = None
+    leaf_weight: U16 | None = None
+
+
+class ThrottleDevice(Struct, frozen=True):
+    """Bytes or operations per second of one block device."""
+
+    major: I64
+    minor: I64
+    rate: U64
+
+
+class BlockIO(Struct, frozen=True, rename="camel"):
+    """Block device weights and rates."""
+
+    weight: U16 | None = None
+    leaf_weight: U16 | None = None
+    weight_device: tuple[WeightDevice, ...] = ()
+    throttle_read_bps_device: tuple[ThrottleDevice, ...] = ()
+    throttle_write_bps_device: tuple[ThrottleDevice, ...] = ()
+    throttle_read_iops_device: tuple[ThrottleDevice, ...] = field(
+        default=(), name="throttleReadIOPSDevice"
+    )
+    throttle_write_iops_device: tuple[ThrottleDevice, ...] = field(
+        default=(), name="throttleWriteIOPSDevice"
+    )
+
+
+class HugepageLimit(Struct, frozen=True, rename="camel"):
+    """Limit in bytes for one size of huge pages."""
+
+    page_size: str
+    limit: U64
+
+
+class InterfacePriority(Struct, frozen=True):
+    """Priority of traffic through one interface."""
+
+    name: str
+    priority: U32
+
+
+class Network(Struct, frozen=True):
+    """Class and priorities of network traffic (cgroup v1 controllers)."""
+
+    class_id: U32 | None = field(default=None, name="classID")
+    priorities: tuple[InterfacePriority, ...] = ()
+
+
+class Rdma(Struct, frozen=True, rename="camel"):
+    """Limits of one RDMA device."""
+
+    hca_handles: U32 | None = None
+    hca_objects: U32 | None = None
+
+
+class Resources(Struct, frozen=True, rename="camel"):
+    """The limits of a container's cgroup."""
+
+    devices: tuple[DeviceRule, ...] = ()
+    memory: Memory = field(default_factory=Memory)
+    cpu: CPU = field(default_factory=CPU)
+    pids: Pids | None = None
+    block_io: BlockIO = field(default_factory=BlockIO, name="blockIO")
+    hugepage_limits: tuple[HugepageLimit, ...] = ()
+    network: Network = field(default_factory=Network)
+    rdma: dict[str, Rdma] = {}
+    unified: dict[str, str] = {}
+
+
+class SyscallArg(Struct, frozen=True, rename="camel"):
+    """A condition on one argument of a system call."""
+
+    index: U32
+    value: U64
+    op: str
+    value_two: U64 = 0
+
+
+class Syscalls(Struct, frozen=True, rename="camel"):
+    """What is done for some system calls."""
+
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
+    action: str
+    errno_ret: U32 | None = None
+    args: tuple[SyscallArg, ...] = ()
+
+
+class Seccomp(Struct, frozen=True, rename="camel"):
+    """A seccomp profile."""
+
+    default_action: str
+    default_errno_ret: U32 | None = None
+    architectures: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    listener_path: str = ""
+    listener_metadata: str = ""
+    syscalls: tuple[Syscalls, ...] = ()
+
+
+class IntelRdt(Struct, frozen=True, rename="camel"):
+    """Cache and memory bandwidth of the processor."""
+
+    clos_id: str = field(default="", name="closID")
+    l3_cache_schema: str = ""
+    mem_bw_schema: str = ""
+    enable_cmt: bool = field(default=False, name="enableCMT")
+    enable_mbm: bool = field(default=False, name="enableMBM")
+
+
+class Personality(Struct, frozen=True):
+    """personality(2) of the process."""
+
+    domain: str
+    flags: tuple[str, ...] = ()
+
+
+class Linux(Struct, frozen=True, rename="camel"):
+    """What is special to Linux."""
+
+    namespaces: tuple[Namespace, ...] = ()
+    uid_mappings: tuple[IDMapping, ...] = ()
+    gid_mappings: tuple[IDMapping, ...] = ()
+    time_offsets: dict[str, TimeOffset] = {}
+    devices: tuple[Device, ...] = ()
+    cgroups_path: str = ""
+    rootfs_propagation: str = ""
+    resources: Resources = field(default_factory=Resources)
+    seccomp: Seccomp | None = None
+    sysctl: dict[str, str] = {}
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    mount_label: str = ""
+    intel_rdt: IntelRdt | None = None
+    personality: Personality | None = None

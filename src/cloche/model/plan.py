@@ -1,0 +1,219 @@
+"""config.json compiled to the flat plan that the agent carries out (docs/protocol.md, Types).
+
+All policy is here and in the modules it calls; the plan holds plain values only.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloche.base.syscalls import (
+    CLONE_NEWCGROUP,
+    CLONE_NEWIPC,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    CLONE_NEWUTS,
+)
+from cloche.model.capabilities import mask
+from cloche.model.cgroup import Limits, cgroup_values, limits
+from cloche.model.devices import DEFAULT_LINKS, device_plan
+from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
+from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
+from cloche.model.rlimits import RLIMITS
+from cloche.model.seccomp import Filter, compile_seccomp
+from cloche.model.validate import config_warnings, is_bind, sysctl_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cloche.model.oci import Capabilities, Config, Hook, Process
+
+__all__ = [
+    "Bind",
+    "Layout",
+    "Limits",
+    "compile_container",
+    "compile_process",
+    "host_binds",
+    "limits",
+]
+
+# A network namespace is made or joined on the host; the guest's network is the container's.
+_CLONE = {
+    "cgroup": CLONE_NEWCGROUP,
+    "ipc": CLONE_NEWIPC,
+    "mount": CLONE_NEWNS,
+    "network": 0,
+    "pid": CLONE_NEWPID,
+    "uts": CLONE_NEWUTS,
+}
+
+
+def compile_container(
+    config: Config,
+    *,
+    bundle: str,
+    container_id: str,
+    layout: Layout,
+    cgroup: str,
+    streams: tuple[int, int, int],
+    terminal_size: tuple[int, int] | None,
+    seccomp_cache: Path | None,
+) -> tuple[dict[str, object], list[str]]:
+    """The ``create`` request for a checked *config*, and warnings for what it leaves out.
+
+    *cgroup* is relative to the guest's /sys/fs/cgroup; *streams* are stdin, stdout and stderr (0:
+    none); *terminal_size* is (rows, columns), None: as consoleSize says. ConfigError, JSON path
+    first, when a bind mount's source is missing or the seccomp profile cannot be compiled.
+    """
+    linux = config.linux
+    seccomp = compile_seccomp(linux.seccomp, seccomp_cache) if linux.seccomp else None
+    devices, device_notes = _devices(config)
+    plan: dict[str, object] = {
+        "id": container_id,
+        "root": layout.rootfs,
+        "read_only": config.root.readonly,
+        "mounts": mount_plan(config, host_binds(config, bundle), layout),
+        "namespaces": _namespaces(config),
+        "join": [],
+        "hostname": config.hostname or None,
+        "domainname": config.domainname or None,
+        "cgroup": cgroup,
+        "cgroup_values": [list(pair) for pair in cgroup_values(linux.resources)],
+        "sysctls": [[sysctl_path(name), value] for name, value in linux.sysctl.items()],
+        "devices": devices,
+        "links": [] if _own_dev(config) else [list(pair) for pair in DEFAULT_LINKS],
+        "masked_paths": list(linux.masked_paths),
+        "read_only_paths": list(linux.readonly_paths),
+        "propagation": PROPAGATION.get(linux.rootfs_propagation, MS_SLAVE | MS_REC),
+        "process": _process(config.process, config, seccomp, streams, terminal_size),
+        "start_hooks": _start_hooks(config, container_id, bundle),
+    }
+    seccomp_notes = list(seccomp.warnings) if seccomp else []
+    return plan, config_warnings(config) + device_notes + seccomp_notes
+
+
+def compile_process(
+    process: Process,
+    config: Config,
+    *,
+    streams: tuple[int, int, int],
+    terminal_size: tuple[int, int] | None,
+    seccomp_cache: Path | None,
+) -> dict[str, object]:
+    """*process*, run in the container that *config* describes, as the agent's type Process.
+
+    What an exec's process leaves open is as for the container's first one, as with runc:
+    capabilities, rlimits, oom_score_adj and the seccomp profile. Arguments and errors as of
+    compile_container; warnings are those of validate.process_warnings.
+    """
+    profile = config.linux.seccomp
+    seccomp = compile_seccomp(profile, seccomp_cache) if profile else None
+    return _process(process, config, seccomp, streams, terminal_size)
+
+
+def _process(
+    process: Process,
+    config: Config,
+    seccomp: Filter | None,
+    streams: tuple[int, int, int],
+    terminal_size: tuple[int, int] | None,
+) -> dict[str, object]:
+    first = config.process
+    score = first.oom_score_adj if process.oom_score_adj is None else process.oom_score_adj
+    rows, columns = _terminal_size(process, terminal_size)
+    user = process.user
+    stdin, stdout, stderr = streams
+    return {
+        "args": list(process.args),
+        "env": list(process.env),
+        "cwd": process.cwd,
+        "uid": user.uid,
+        "gid": user.gid,
+        "groups": list(user.additional_gids),
+        "umask": user.umask,
+        **_capabilities(process.capabilities or first.capabilities),
+        "rlimits": [
+            [RLIMITS[limit.type], limit.soft, limit.hard]
+            for limit in process.rlimits or first.rlimits
+        ],
+        "no_new_privs": process.no_new_privileges,
+        "seccomp": seccomp.program if seccomp else None,
+        "seccomp_flags": seccomp.flags if seccomp else 0,
+        "oom_score_adj": score,
+        "terminal": process.terminal,
+        "rows": rows,
+        "columns": columns,
+        "stdin": stdin,
+        "stdout": stdout,
+        "stderr": stderr,
+    }
+
+
+def _namespaces(config: Config) -> int:
+    # Without a mount namespace of its own the container would change the agent's mounts.
+    flags = CLONE_NEWNS
+    for namespace in config.linux.namespaces:
+        flags |= _CLONE[namespace.type]
+    # A cgroup mount shows the tree from the namespace's root; runc hands out the container's
+    # part of it too, namespace or not.
+    if any(mount.type in ("cgroup", "cgroup2") for mount in config.mounts):
+        flags |= CLONE_NEWCGROUP
+    return flags
+
+
+def _own_dev(config: Config) -> bool:
+    """Whether the container brings a /dev of its own: then nothing is made in it, as with runc."""
+    return any(
+        is_bind(mount) and mount.destination.rstrip("/") == "/dev" for mount in config.mounts
+    )
+
+
+def _devices(config: Config) -> tuple[list[dict[str, object]], list[str]]:
+    if _own_dev(config):
+        return [], []
+    return device_plan(config.linux.devices)
+
+
+def _capabilities(sets: Capabilities | None) -> dict[str, object]:
+    """Masks by set; a process whose config names none has none, as with runc."""
+    return {
+        name: mask(getattr(sets, name))[0] if sets else 0
+        for name in ("bounding", "effective", "inheritable", "permitted", "ambient")
+    }
+
+
+def _terminal_size(process: Process, given: tuple[int, int] | None) -> tuple[int, int]:
+    if given is not None:
+        return given
+    box = process.console_size
+    return (box.height, box.width) if box else (0, 0)
+
+
+def _start_hooks(config: Config, container_id: str, bundle: str) -> list[dict[str, object]]:
+    hooks = config.hooks.start_container
+    if not hooks:
+        return []
+    state: dict[str, object] = {
+        "ociVersion": config.oci_version,
+        "id": container_id,
+        "status": "created",
+        # As seen where the hook runs: the first process of the container's pid namespace.
+        "pid": 1,
+        "bundle": bundle,
+        "annotations": config.annotations,
+    }
+    stdin = msgspec.json.encode(state)
+    return [_start_hook(hook, stdin) for hook in hooks]
+
+
+def _start_hook(hook: Hook, stdin: bytes) -> dict[str, object]:
+    return {
+        "path": hook.path,
+        "args": list(hook.args or (hook.path,)),
+        "env": list(hook.env),
+        "timeout": hook.timeout,
+        "stdin": stdin,
+    }

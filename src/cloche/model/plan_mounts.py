@@ -1,0 +1,94 @@
+"""The mounts of a container as the agent carries them out (docs/protocol.md, Mount)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
+from cloche.model.problems import quoted, refuse
+from cloche.model.validate import is_bind
+
+if TYPE_CHECKING:
+    from cloche.model.oci import Config, Mount
+
+
+class Bind(Struct, frozen=True):
+    """A bind mount whose source is on the host."""
+
+    index: int  # in config.mounts
+    source: str  # absolute path on the host
+    is_dir: bool
+
+
+class Layout(Struct, frozen=True):
+    """Where in the guest the supervisor put what is on the host."""
+
+    rootfs: str
+    volume: Callable[[int], str]  # Bind.index → path of its source in the guest
+
+
+def host_binds(config: Config, bundle: str) -> list[Bind]:
+    """The bind mounts of *config*, sources relative to *bundle* made absolute.
+
+    ConfigError names a source that is missing.
+    """
+    binds = []
+    for index, mount in enumerate(config.mounts):
+        if not is_bind(mount):
+            continue
+        source = os.path.normpath(os.path.join(bundle, mount.source))
+        try:
+            is_dir = stat.S_ISDIR(os.stat(source).st_mode)
+        except (OSError, ValueError) as error:  # ValueError: a name that no path can be
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            refuse(f"$.mounts[{index}].source", f"{quoted(source)}: {why}")
+        binds.append(Bind(index, source, is_dir))
+    return binds
+
+
+def mount_plan(config: Config, binds: Sequence[Bind], layout: Layout) -> list[dict[str, object]]:
+    """All mounts in order; *binds* as of host_binds."""
+    by_index = {bind.index: bind for bind in binds}
+    return [
+        _bind(mount, by_index[index], layout) if index in by_index else _filesystem(mount)
+        for index, mount in enumerate(config.mounts)
+    ]
+
+
+def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:
+    options = parse_options(mount.options)
+    flags = options.flags | MS_BIND
+    if mount.type == "rbind":
+        flags |= MS_REC
+    plan = _mount(mount, layout.volume(bind.index), "bind", options)
+    return plan | {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}
+
+
+def _filesystem(mount: Mount) -> dict[str, object]:
+    options = parse_options(mount.options)
+    if mount.type in ("cgroup", "cgroup2"):
+        # The guest has cgroup v2 only; options of v1 (controllers, name=) mean nothing to it.
+        return _mount(mount, "cgroup", "cgroup2", options) | {"data": ""}
+    # runc too leaves it to the kernel to know the type.
+    return _mount(mount, mount.source or mount.type, mount.type, options)
+
+
+def _mount(mount: Mount, source: str, kind: str, options: MountOptions) -> dict[str, object]:
+    plan: dict[str, object] = {
+        "source": source,
+        "target": "/" + mount.destination.lstrip("/"),
+        "type": kind,
+        "flags": options.flags,
+        "data": options.data,
+        "propagation": options.propagation,
+        "kind": "dir",
+        "tmpcopyup": options.tmpcopyup,
+    }
+    if options.attributes_set or options.attributes_clear:
+        plan["recursive_attr"] = [options.attributes_set, options.attributes_clear]
+    return plan

@@ -1,0 +1,264 @@
+"""What the types of config.json cannot say: checks of its meaning, and refusals by name.
+
+Everything here is decided from the config alone, before anything is started.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from cloche.model.capabilities import mask
+from cloche.model.cgroup import check_resources, resource_warnings
+from cloche.model.devices import check_devices
+from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
+from cloche.model.problems import quoted, refuse
+from cloche.model.rlimits import RLIMITS
+from cloche.model.seccomp_profile import check_seccomp
+
+if TYPE_CHECKING:
+    from cloche.model.oci import Config, Hook, Mount, Process
+    from cloche.model.oci_linux import Linux
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+(?:[-+].*)?", re.ASCII)
+_MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
+
+NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
+_LATER = "not supported by this version of cloche"
+
+
+def check_config(config: Config) -> None:
+    """ConfigError (JSON path first) for what breaks the specification or is refused."""
+    _check_version(config.oci_version)
+    check_process(config.process, "$.process")
+    if not config.process.args:
+        refuse("$.process.args", "missing or empty: nothing to run")
+    if not config.root.path:
+        refuse("$.root.path", "empty")
+    _check_names(config)
+    for index, mount in enumerate(config.mounts):
+        _check_mount(mount, f"$.mounts[{index}]")
+    _check_hooks(config)
+    if config.vm is not None:
+        refuse("$.vm", _LATER, "hypervisor and kernel are chosen in cloche's own configuration")
+    _check_linux(config.linux)
+
+
+def check_process(process: Process, path: str) -> None:
+    """Check a process section whose JSON path is *path*; ConfigError as of check_config."""
+    if not process.cwd.startswith("/"):
+        refuse(f"{path}.cwd", f"expected an absolute path, got {quoted(process.cwd)}")
+    if process.args and not process.args[0]:
+        refuse(f"{path}.args[0]", "empty: no program to run")
+    for index, entry in enumerate(process.env):
+        if entry.startswith("=") or "=" not in entry:
+            refuse(f"{path}.env[{index}]", f"expected NAME=value, got {quoted(entry)}")
+    if process.user.umask is not None and process.user.umask > 0o777:
+        refuse(f"{path}.user.umask", f"expected at most 511 (0777), got {process.user.umask}")
+    _check_rlimits(process, path)
+    for name, value in (
+        ("scheduler", process.scheduler),
+        ("ioPriority", process.io_priority),
+        ("execCPUAffinity", process.exec_cpu_affinity),
+    ):
+        if value is not None:
+            refuse(f"{path}.{name}", _LATER)
+
+
+def _check_version(version: str) -> None:
+    if not _VERSION.fullmatch(version) or not version.startswith("1."):
+        refuse("$.ociVersion", f"expected a version 1.x.y, got {quoted(version)}")
+
+
+def _check_rlimits(process: Process, path: str) -> None:
+    seen = set()
+    for index, limit in enumerate(process.rlimits):
+        here = f"{path}.rlimits[{index}]"
+        if limit.type not in RLIMITS:
+            refuse(f"{here}.type", f"expected RLIMIT_NOFILE or the like, got {quoted(limit.type)}")
+        if limit.type in seen:
+            refuse(f"{here}.type", f"{limit.type} is there twice")
+        if limit.soft > limit.hard:
+            refuse(f"{here}.soft", f"{limit.soft} is above the hard limit {limit.hard}")
+        seen.add(limit.type)
+
+
+def _check_names(config: Config) -> None:
+    own_uts = any(namespace.type == "uts" for namespace in config.linux.namespaces)
+    for path, name in (("$.hostname", config.hostname), ("$.domainname", config.domainname)):
+        if len(name.encode()) > _MAX_NAME:
+            refuse(path, f"longer than {_MAX_NAME} bytes")
+        if name and not own_uts:
+            refuse(path, "unable to set it without a private UTS namespace")
+
+
+def _check_mount(mount: Mount, path: str) -> None:
+    if not mount.destination:
+        refuse(f"{path}.destination", "empty")
+    if ".." in mount.destination.split("/"):
+        refuse(f"{path}.destination", f"leads upwards: {quoted(mount.destination)}")
+    if mount.uid_mappings or mount.gid_mappings:
+        name = "uidMappings" if mount.uid_mappings else "gidMappings"
+        refuse(f"{path}.{name}", "id-mapped mounts are not possible over the share")
+    for index, option in enumerate(mount.options):
+        if option in IDMAP:
+            here = f"{path}.options[{index}]"
+            refuse(here, f"{option}: id-mapped mounts are not possible over the share")
+    if is_bind(mount) and not mount.source:
+        refuse(f"{path}.source", "missing: a bind mount needs one")
+
+
+def is_bind(mount: Mount) -> bool:
+    """Whether *mount* binds what the host has: by option, as runc decides it, or by type."""
+    return mount.type in ("bind", "rbind") or "bind" in mount.options or "rbind" in mount.options
+
+
+def _check_hooks(config: Config) -> None:
+    hooks = config.hooks
+    for name, each in (
+        ("prestart", hooks.prestart),
+        ("createRuntime", hooks.create_runtime),
+        ("createContainer", hooks.create_container),
+        ("startContainer", hooks.start_container),
+        ("poststart", hooks.poststart),
+        ("poststop", hooks.poststop),
+    ):
+        for index, hook in enumerate(each):
+            _check_hook(hook, f"$.hooks.{name}[{index}]")
+
+
+def _check_hook(hook: Hook, path: str) -> None:
+    if not hook.path.startswith("/"):
+        refuse(f"{path}.path", f"expected an absolute path, got {quoted(hook.path)}")
+    if hook.timeout is not None and not 0 < hook.timeout < 1 << 31:
+        refuse(f"{path}.timeout", f"expected more than 0 seconds, got {hook.timeout}")
+
+
+def _check_linux(linux: Linux) -> None:
+    _check_namespaces(linux)
+    if linux.rootfs_propagation and linux.rootfs_propagation not in PROPAGATION:
+        refuse(
+            "$.linux.rootfsPropagation",
+            f"expected shared, slave or the like, got {quoted(linux.rootfs_propagation)}",
+        )
+    for field, paths in (
+        ("maskedPaths", linux.masked_paths),
+        ("readonlyPaths", linux.readonly_paths),
+    ):
+        for index, path in enumerate(paths):
+            if not path.startswith("/"):
+                refuse(
+                    f"$.linux.{field}[{index}]", f"expected an absolute path, got {quoted(path)}"
+                )
+    for name, value in linux.sysctl.items():
+        sysctl_path(name)
+        if not value:
+            refuse("$.linux.sysctl", f"{quoted(name)} has no value")
+    check_devices(linux.devices)
+    check_resources(linux.resources)
+    if linux.seccomp is not None:
+        check_seccomp(linux.seccomp)
+    if linux.intel_rdt is not None:
+        refuse("$.linux.intelRdt", _LATER)
+    if linux.personality is not None and linux.personality.domain != "LINUX":
+        refuse("$.linux.personality.domain", _LATER)
+    if linux.personality is not None and linux.personality.flags:
+        refuse("$.linux.personality.flags", "the specification defines none")
+
+
+def _check_namespaces(linux: Linux) -> None:
+    seen = set()
+    for index, namespace in enumerate(linux.namespaces):
+        path = f"$.linux.namespaces[{index}]"
+        if namespace.type in ("user", "time"):
+            refuse(f"{path}.type", f"a {namespace.type} namespace is {_LATER}")
+        if namespace.type not in NAMESPACES:
+            refuse(f"{path}.type", f"expected one of {NAMESPACES}, got {quoted(namespace.type)}")
+        if namespace.type in seen:
+            refuse(f"{path}.type", f"{namespace.type} is there twice")
+        if namespace.path and namespace.type != "network":
+            refuse(
+                f"{path}.path",
+                f"a {namespace.type} namespace of the host cannot be joined from inside a VM",
+            )
+        if namespace.path and not namespace.path.startswith("/"):
+            refuse(f"{path}.path", f"expected an absolute path, got {quoted(namespace.path)}")
+        seen.add(namespace.type)
+    for name, value in (
+        ("uidMappings", linux.uid_mappings),
+        ("gidMappings", linux.gid_mappings),
+        ("timeOffsets", linux.time_offsets),
+    ):
+        if value:
+            refuse(f"$.linux.{name}", f"the namespace that it belongs to is {_LATER}")
+
+
+def sysctl_path(name: str) -> str:
+    """A sysctl's path below /proc/sys; ConfigError when *name* cannot be one.
+
+    As with sysctl(8), the first separator decides: in ``net.ipv4.conf.eth0/1.forwarding`` a
+    slash stands for a dot, in ``net/ipv4/conf/eth0.1/forwarding`` dots are dots.
+    """
+    first = min((name.find(sign) for sign in "./" if sign in name), default=-1)
+    if first >= 0 and name[first] == ".":
+        name = name.translate({ord("."): "/", ord("/"): "."})
+    parts = name.split("/")
+    if first < 0 or not all(parts) or "." in parts or ".." in parts:
+        refuse("$.linux.sysctl", f"expected names like net.core.somaxconn, got {quoted(name)}")
+    return name
+
+
+def config_warnings(config: Config) -> list[str]:
+    """Everything in *config* that is accepted and not carried out, by JSON path."""
+    warnings = process_warnings(config.process, "$.process")
+    for name, section in (
+        ("windows", config.windows),
+        ("solaris", config.solaris),
+        ("zos", config.zos),
+    ):
+        if section is not None:
+            warnings.append(f"$.{name}: ignored: this is Linux")
+    if config.linux.mount_label:
+        warnings.append("$.linux.mountLabel: not applied: the guest has no SELinux policy")
+    for index, mount in enumerate(config.mounts):
+        warnings += _mount_warnings(mount, f"$.mounts[{index}]")
+    return warnings + resource_warnings(config.linux.resources)
+
+
+def process_warnings(process: Process, path: str) -> list[str]:
+    """As config_warnings, of a process section at JSON *path*."""
+    warnings = []
+    if process.apparmor_profile not in ("", "unconfined"):
+        warnings.append(f"{path}.apparmorProfile: not applied: the guest has no AppArmor profiles")
+    if process.selinux_label:
+        warnings.append(f"{path}.selinuxLabel: not applied: the guest has no SELinux policy")
+    unknown: set[str] = set()
+    if sets := process.capabilities:
+        for names in (
+            sets.bounding,
+            sets.effective,
+            sets.inheritable,
+            sets.permitted,
+            sets.ambient,
+        ):
+            unknown.update(mask(names)[1])
+    if unknown:
+        names_text = ", ".join(quoted(name) for name in sorted(unknown))
+        warnings.append(f"{path}.capabilities: unknown, left out: {names_text}")
+    return warnings
+
+
+def _mount_warnings(mount: Mount, path: str) -> list[str]:
+    warnings = []
+    if not mount.destination.startswith("/"):
+        warnings.append(f"{path}.destination: not absolute, taken from the root")
+    if sum(option in PROPAGATION for option in mount.options) > 1:
+        warnings.append(f"{path}.options: several propagation modes, the last one is applied")
+    if not is_bind(mount):
+        return warnings
+    options = parse_options(mount.options)
+    if options.data:
+        warnings.append(f"{path}.options: no use for a bind mount, left out: {options.data}")
+    if options.tmpcopyup:
+        warnings.append(f"{path}.options: tmpcopyup has no use for a bind mount")
+    return warnings
