@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from cloche.base.errors import ClocheError
-from cloche.host.network import Network, connect, scan
+from cloche.host.network import connect, scan
 from cloche.host.taps import Tap, open_taps
 
 from .conftest import Namespace
@@ -117,3 +119,206 @@ def test_guest_and_peer_reach_each_other(site: Site, offload: bool) -> None:
     transfer(site.outside, site.peer, "10.0.0.1", 20_000_000)
     transfer(site.peer, site.outside, "10.0.0.2", 20_000_000)
     transfer(site.outside, site.peer, "fd00::1", 1_000_000)
+
+
+def test_jumbo_frames_pass_unfragmented(site: Site) -> None:
+    site.veth(mtu=9000)
+    site.open()
+    request = site.connect(offload=False)
+    assert request["interfaces"][0]["mtu"] == 9000
+    assert "mtu 9000" in site.inside.run("ip", "link", "show", "cloche0")
+    with sniffer(site.peer, "peer0") as frames:
+        ping(site.outside, "10.0.0.1", "-s", "8900")
+        assert max(len(frame) for frame in received(frames)) == 14 + 20 + 8 + 8900
+
+
+def test_two_interfaces_keep_their_slots(site: Site) -> None:
+    site.veth(0)
+    site.veth(1)
+    site.inside.ip("route add default via 10.1.0.1")
+    site.peer.ip("address add 192.0.2.1/32 dev lo")
+    site.open(3)
+    request = site.connect()
+    assert [(i["slot"], i["name"]) for i in request["interfaces"]] == [(0, "eth0"), (1, "eth1")]
+    ping(site.outside, "10.0.0.1")
+    ping(site.outside, "10.1.0.1")
+    ping(site.outside, "192.0.2.1")
+    transfer(site.outside, site.peer, "10.1.0.1", 1_000_000)
+
+
+def test_macvlan_delivers_unicast_and_multicast(site: Site) -> None:
+    site.peer.ip(
+        "link add peer0 type veth peer name lower",
+        "link set peer0 up",
+        "link set lower up",
+        "address add 10.0.0.1/24 dev peer0",
+        "link add link lower name eth0 type macvlan mode bridge",
+        f"link set eth0 netns {site.inside.path}",
+    )
+    site.inside.ip("link set eth0 up", "address add 10.0.0.2/24 dev eth0")
+    site.open()
+    site.connect()
+    ping(site.outside, "10.0.0.1")
+    ping(site.peer, "10.0.0.2")
+    transfer(site.outside, site.peer, "10.0.0.1", 5_000_000)
+    with site.outside.entered():
+        member = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with site.peer.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with member, sender:
+        member.bind(("", 5353))
+        group = socket.inet_aton("239.1.2.3") + socket.inet_aton("10.0.0.2")
+        member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        member.settimeout(5)
+        sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.0.0.1"))
+        sender.sendto(b"to the group", ("239.1.2.3", 5353))
+        assert member.recv(100) == b"to the group"
+
+
+@pytest.mark.parametrize(("server", "client"), [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")])
+def test_resolver_inside_the_namespace_still_gets_answers(
+    site: Site, server: str, client: str
+) -> None:
+    site.veth()
+    site.open()
+    site.connect()
+    with udp(site.peer, server, 53) as name_server, udp(site.inside, client) as resolver:
+        assert ask(resolver, name_server) == b"answer"
+        assert 61440 <= resolver.getsockname()[1] <= 65535
+    with tcp_server(site.peer, server, 53) as listener:
+        for place in (site.inside, site.outside):
+            with place.entered():
+                connection = socket.create_connection((server, 53), timeout=5)
+            accepted, _ = listener.accept()
+            with connection, accepted:
+                connection.sendall(b"question")
+                assert accepted.recv(100) == b"question"
+                accepted.sendall(b"answer")
+                assert connection.recv(100) == b"answer"
+
+
+@pytest.mark.parametrize(("server", "client"), [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")])
+def test_resolver_in_the_guest_may_use_any_port(site: Site, server: str, client: str) -> None:
+    site.veth()
+    site.open()
+    site.connect()
+    with sniffer(site.peer, "peer0") as frames, udp(site.peer, server, 53) as name_server:
+        for port in (62000, 40000):
+            with udp(site.outside, client, port) as resolver:
+                assert ask(resolver, name_server) == b"answer"
+        # the namespace's own stack saw the first answer, and has not complained by now
+        unreachable = [frame for frame in received(frames) if is_unreachable(frame)]
+        assert unreachable == []
+
+
+def test_other_packets_do_not_reach_the_namespace_itself(site: Site) -> None:
+    site.veth()
+    site.open()
+    site.connect()
+    hidden = listen(site.inside, "10.0.0.2")
+    with hidden, site.peer.entered(), pytest.raises(ConnectionRefusedError):
+        socket.create_connection(hidden.getsockname(), timeout=5)
+    with udp(site.inside, "10.0.0.2", 5000) as hidden_udp, udp(site.peer, "10.0.0.1") as sender:
+        hidden_udp.settimeout(0.3)
+        sender.sendto(b"x", ("10.0.0.2", 5000))
+        with pytest.raises(TimeoutError):
+            hidden_udp.recv(10)
+
+
+def test_next_vm_takes_over_the_namespace(site: Site) -> None:
+    site.veth()
+    site.open()
+    site.connect()
+    ping(site.outside, "10.0.0.1")
+    site.close()
+    site.outside.ip("link set lo up")
+    site.open()
+    site.connect()
+    ping(site.outside, "10.0.0.1")
+    ping(site.peer, "10.0.0.2")
+
+
+def test_more_interfaces_than_taps_are_named(site: Site) -> None:
+    site.veth(0)
+    site.veth(1)
+    site.open(1)
+    with pytest.raises(ClocheError, match=r"interface eth1: .* 2 interfaces .*the VM 1") as error:
+        site.connect()
+    assert "config.toml" in error.value.hint
+
+
+def test_second_vm_in_a_namespace_is_refused(site: Site) -> None:
+    site.open(2)
+    with pytest.raises(ClocheError, match="cloche0") as error, site.inside.entered():
+        open_taps(2)
+    assert "another VM" in error.value.hint
+
+
+def test_the_machine_itself_is_never_redirected(site: Site) -> None:
+    """Told by process 1 being in the same namespace: here a process 1 of the test's own."""
+    site.veth()
+    call = (
+        "from cloche.host import network, taps\nnetwork.connect(network.scan(), taps.open_taps(1))"
+    )
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", call]
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        site.inside.run(*argv)
+    assert "host's own network namespace" in error.value.stderr
+    assert "mirred" not in site.inside.run("tc", "filter", "show", "dev", "eth0", "ingress")
+
+
+def test_taps_go_with_their_descriptors(site: Site) -> None:
+    site.open(2)
+    assert "cloche1" in site.inside.run("ip", "link")
+    for tap in site.taps:
+        tap.close()
+    assert "cloche" not in site.inside.run("ip", "link")
+
+
+def sniffer(place: Namespace, device: str) -> socket.socket:
+    """A socket that gets a copy of every frame that arrives at *device*."""
+    with place.entered():
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        made.bind((device, 0))
+    made.setblocking(False)
+    return made
+
+
+def received(frames: socket.socket) -> list[bytes]:
+    found = []
+    while True:
+        try:
+            found.append(frames.recv(70000))
+        except BlockingIOError:
+            return found
+
+
+def is_unreachable(frame: bytes) -> bool:
+    """An ICMP or ICMPv6 destination unreachable."""
+    (ethertype,) = struct.unpack_from(">H", frame, 12)
+    if ethertype == 0x86DD:
+        return frame[20] == 58 and frame[54] == 1
+    return ethertype == 0x0800 and frame[23] == 1 and frame[34] == 3
+
+
+def udp(place: Namespace, address: str, port: int = 0) -> socket.socket:
+    with place.entered():
+        made = socket.socket(_family(address), socket.SOCK_DGRAM)
+    made.settimeout(5)
+    made.bind((address, port))
+    return made
+
+
+def tcp_server(place: Namespace, address: str, port: int) -> socket.socket:
+    with place.entered():
+        made = socket.create_server((address, port), family=_family(address))
+    made.settimeout(5)
+    return made
+
+
+def ask(client: socket.socket, server: socket.socket) -> bytes:
+    client.sendto(b"question", server.getsockname()[:2])
+    question, sender = server.recvfrom(100)
+    assert question == b"question"
+    server.sendto(b"answer", sender)
+    return client.recv(100)

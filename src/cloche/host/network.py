@@ -321,14 +321,7 @@ def user_mode_network() -> dict[str, Any]:
         "up": True,
         "neighbours": [],
     }
-    default = {
-        "destination": None,
-        "prefix": 0,
-        "gateway": "10.0.2.2",
-        "interface": "eth0",
-        "source": None,
-        "metric": 0,
-        "scope": 0,
-        "onlink": False,
-    }
-    return {"interfaces": [interface], "routes": [default], "dns_relay": []}
+    link = {"dst": "10.0.2.0/24", "dev": "eth0", "scope": "link", "prefsrc": "10.0.2.15"}
+    default = {"dst": "default", "dev": "eth0", "gateway": "10.0.2.2"}
+    routes = [_route(link), _route(default)]
+    return {"interfaces": [interface], "routes": routes, "dns_relay": []}
