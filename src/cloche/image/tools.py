@@ -28,20 +28,24 @@ PACKAGES = {
 }
 _FULL = ("no space left on device", "[error 28]", "disk quota exceeded")
 _LOGGED_MESSAGE = re.compile(r'msg="((?:[^"\\]|\\.)*)"')
+_UNREACHABLE = "the registry cannot be reached from here; an archive works without network"
+_LOGIN = "check the name; a private image needs `skopeo login` first"
+_NO_TLS = "is it a registry without TLS? say so in /etc/containers/registries.conf"
 # What a message of skopeo contains, and what to try then; the first that fits is taken.
 _HINTS = (
-    (
-        "policy.json",
-        "install the signature policy: apt-get install golang-github-containers-common",
-    ),
+    ("rejected by policy", "the signature policy forbids it: /etc/containers/policy.json"),
+    ("policy.json", "the policy comes with: apt-get install golang-github-containers-common"),
     ("x509", "the registry's certificate is not trusted by this machine"),
-    ("unauthorized", "check the name; a private image needs `skopeo login` first"),
-    ("denied", "check the name; a private image needs `skopeo login` first"),
+    ("TLS handshake", _NO_TLS),
+    ("HTTP response to HTTPS", _NO_TLS),
+    ("unauthorized", _LOGIN),
+    ("denied", _LOGIN),
+    ("authentication required", _LOGIN),
     ("manifest unknown", "the registry has no such tag"),
-    ("no such host", "the registry cannot be reached from here; an archive works without network"),
-    ("dial tcp", "the registry cannot be reached from here; an archive works without network"),
-    ("i/o timeout", "the registry cannot be reached from here; an archive works without network"),
-    ("pinging container registry", "the registry cannot be reached, or is none"),
+    ("no such host", _UNREACHABLE),
+    ("dial tcp", _UNREACHABLE),
+    ("i/o timeout", _UNREACHABLE),
+    ("pinging container registry", _UNREACHABLE),
     ("docker daemon", "is dockerd running?"),
 )
 
