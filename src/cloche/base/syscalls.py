@@ -24,6 +24,7 @@ MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
+MS_SHARED = 0x100000
 MS_SLAVE = 0x80000
 
 MNT_DETACH = 0x2
@@ -75,3 +76,8 @@ def umount(target: str, flags: int = 0) -> None:
 def prctl(option: int, value: int) -> None:
     """prctl(2) with one argument; OSError on failure."""
     _check(_libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+def prctl_name(name: str) -> None:
+    """Name this thread (PR_SET_NAME; 15 bytes are kept)."""
+    _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl name")

@@ -1,0 +1,121 @@
+"""`create` and `run`: QEMU is started first, everything else is done while it starts."""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+
+from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.files import write_atomically
+from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
+from cloche.heart.bringup import Created, bring_up
+from cloche.heart.launch import Request
+from cloche.model.config import load_settings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cloche.cli.main import Context
+
+_COMMON = (
+    Flag("bundle b", TEXT, "folder with config.json (default: the current one)"),
+    Flag("console-socket", TEXT, "AF_UNIX socket that receives the terminal's master"),
+    Flag("pid-file", TEXT, "file to write the process id to"),
+    Flag("no-pivot", BOOL, "accepted; the guest always pivots"),
+    Flag("no-new-keyring", BOOL, "accepted; every VM has its own keyrings"),
+    Flag("preserve-fds", TEXT, "not possible: a VM cannot be given host descriptors"),
+)
+CREATE = Verb("create [flags] ID", "Create a container; `cloche start ID` runs it.", _COMMON)
+RUN = Verb(
+    "run [flags] ID",
+    "Create and start a container.",
+    (
+        *_COMMON,
+        Flag("detach d", BOOL, "return once the program runs"),
+        Flag("keep", BOOL, "keep the container's state after its end"),
+        Flag("no-subreaper", BOOL, "accepted; orphans stay in the guest"),
+    ),
+)
+
+
+def _request(context: Context, flags: Flags, container_id: str, *, foreground: bool) -> Request:
+    if flags.number("preserve-fds"):
+        raise ConfigError("--preserve-fds: a VM cannot be given descriptors of the host")
+    return Request(
+        root=context.root,
+        container_id=container_id,
+        bundle=flags.text("bundle", "."),
+        settings=load_settings(),
+        console_socket=flags.text("console-socket"),
+        foreground=foreground,
+    )
+
+
+def create(context: Context, args: list[str]) -> int:
+    """`cloche create`."""
+    flags, container_id = CREATE.one_id(args)
+    request = _request(context, flags, container_id, foreground=False)
+    created = _bring_up(context, request, "create")
+    _write_pid_file(flags.text("pid-file"), created)
+    write_timings(context, created)
+    return 0
+
+
+def run(context: Context, args: list[str]) -> int:
+    """`cloche run`; in the foreground the exit status is the container's."""
+    flags, container_id = RUN.one_id(args)
+    detach = flags.on("detach")
+    foreground = not detach and not flags.text("console-socket")
+    request = _request(context, flags, container_id, foreground=foreground)
+    created = start_now(context, request, pid_file=flags.text("pid-file"))
+    if detach:
+        return 0
+    from cloche.cli.foreground import follow
+
+    return follow(request, created.pid, keep=flags.on("keep"))
+
+
+def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:
+    """Create the container of *request* and run its program at once."""
+    from cloche.cli.lifecycle import run_created
+
+    created = _bring_up(context, request, "run")
+    _write_pid_file(pid_file, created)
+    try:
+        run_created(request.root, request.id)
+    except ClocheError:
+        from cloche.cli.lifecycle import remove
+
+        remove(request.root, request.id, force=True)
+        raise
+    created.timings.append(("program running", monotonic_ns()))
+    write_timings(context, created)
+    return created
+
+
+def _bring_up(context: Context, request: Request, verb: str) -> Created:
+    try:
+        created = bring_up(request)
+    except ConfigError:
+        raise
+    except ClocheError as error:
+        error.message = f"{verb} failed: {error.message}"
+        raise
+    for warning in created.warnings:
+        context.log.warning(warning)
+    return created
+
+
+def _write_pid_file(path: str, created: Created) -> None:
+    if path:
+        write_atomically(path, str(created.pid).encode(), 0o644)
+
+
+def write_timings(context: Context, created: Created) -> None:
+    """The phases of the start, in ms since QEMU was asked for, to the file of --timings."""
+    if not context.timings:
+        return
+    import json
+
+    marks = created.timings
+    first = marks[0][1] if marks else 0
+    phases = {name: round((at - first) / 1e6, 3) for name, at in marks}
+    write_atomically(context.timings, json.dumps(phases, indent=2).encode() + b"\n", 0o644)

@@ -1,0 +1,222 @@
+"""`exec`: the supervisor relays the stdio it is handed; this process waits and forwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+
+from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.files import write_atomically
+from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
+from cloche.heart.client import Client
+from cloche.heart.terminal import open_console
+from cloche.model.state import State, load_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cloche.cli.main import Context
+
+EXEC = Verb(
+    "exec [flags] ID [COMMAND…]",
+    "Run another process in a container.",
+    (
+        Flag("console-socket", TEXT, "AF_UNIX socket that receives the terminal's master"),
+        Flag("cwd", TEXT, "working directory in the container"),
+        Flag("env e", LIST, "environment variable NAME=VALUE"),
+        Flag("tty t", BOOL, "give it a terminal"),
+        Flag("user u", TEXT, "uid[:gid]"),
+        Flag("additional-gids g", LIST, "further group ids"),
+        Flag("process p", TEXT, "file with the process as JSON (`process` of config.json)"),
+        Flag("detach d", BOOL, "return once the process runs"),
+        Flag("pid-file", TEXT, "file to write the process id to"),
+        Flag("cap c", LIST, "further capability"),
+        Flag("no-new-privs", BOOL, "set no_new_privs"),
+        Flag("process-label", TEXT, "not possible: the guest kernel runs no SELinux"),
+        Flag("apparmor", TEXT, "not possible: the guest kernel loads no profiles"),
+        Flag("preserve-fds", TEXT, "not possible: a VM cannot be given host descriptors"),
+        Flag("cgroup", LIST, "accepted when it is the container's own"),
+        Flag("ignore-paused", BOOL, "do so in a paused container too"),
+    ),
+)
+SIGNALS = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCONT,
+)
+EXIT_FAILED = 255  # what runc exits with when the process cannot be started
+
+
+def execute(context: Context, args: list[str]) -> int:
+    """`cloche exec`."""
+    flags = EXEC.parse(args)
+    if not flags.arguments:
+        raise ConfigError("exec: a container's id is expected", hint=f"cloche {EXEC.usage}")
+    state = load_state(context.root, flags.arguments[0])
+    process = _process(flags, state)
+    try:
+        if flags.on("detach"):
+            return _detached(flags, state, process)
+        if process.get("terminal") and flags.text("console-socket"):
+            return _relay(state, process, flags, console=True, started=lambda pid: None)
+        return _in_foreground(state, process, flags)
+    except ClocheError as error:
+        error.message = f"exec failed: {error.message}"
+        error.exit_code = EXIT_FAILED
+        raise
+
+
+def _process(flags: Flags, state: State) -> dict[str, Any]:
+    for refused in ("process-label", "apparmor", "preserve-fds"):
+        if flags.text(refused, "0") not in ("", "0"):
+            raise ConfigError(f"--{refused}: not possible in a VM", hint="leave it out")
+    if flags.text("process"):
+        path = flags.text("process")
+        try:
+            with open(path, "rb") as file:
+                process: dict[str, Any] = json.load(file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--process {path}: {error}") from None
+        return process
+    if len(flags.arguments) < 2:
+        raise ConfigError("exec: process args cannot be empty", hint=f"cloche {EXEC.usage}")
+    with open(os.path.join(state.fields["bundle"], "config.json"), "rb") as file:
+        process = dict(json.load(file)["process"])
+    return _overlaid(process, flags)
+
+
+def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
+    """The container's own process with what the flags change, as runc does it."""
+    process["args"] = flags.arguments[1:]
+    process["terminal"] = flags.on("tty")
+    process["env"] = [*(process.get("env") or []), *flags.all("env")]
+    process.pop("consoleSize", None)
+    if flags.text("cwd"):
+        process["cwd"] = flags.text("cwd")
+    if flags.on("no-new-privs"):
+        process["noNewPrivileges"] = True
+    if flags.text("user"):
+        uid, _, gid = flags.text("user").partition(":")
+        if not uid.isdigit() or not (gid.isdigit() or not gid):
+            raise ConfigError(f"--user {flags.text('user')!r}: uid[:gid], both numbers")
+        process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
+    if flags.all("additional-gids"):
+        user = process.setdefault("user", {})
+        user["additionalGids"] = [int(gid) for gid in flags.all("additional-gids")]
+    for name in flags.all("cap"):
+        sets = process.setdefault("capabilities", {})
+        for kind in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+            sets[kind] = [*(sets.get(kind) or []), name]
+    return process
+
+
+def _detached(flags: Flags, state: State, process: dict[str, Any]) -> int:
+    """Leave a process behind that stands for the one in the guest."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        code = EXIT_FAILED
+        try:
+            code = _stand_in(flags, state, process, write_end)
+        finally:
+            os._exit(code)
+    os.close(write_end)
+    with open(read_end, "rb") as pipe:
+        outcome = json.loads(pipe.read() or b'{"message": "exec: ended too early", "hint": ""}')
+    if outcome:
+        os.waitpid(pid, 0)
+        raise ClocheError(outcome["message"], hint=outcome["hint"])
+    if flags.text("pid-file"):
+        write_atomically(flags.text("pid-file"), str(pid).encode(), 0o644)
+    return 0
+
+
+def _stand_in(flags: Flags, state: State, process: dict[str, Any], report: int) -> int:
+    def started(_: int) -> None:
+        os.write(report, b"{}")
+        os.close(report)
+
+    try:
+        console = bool(process.get("terminal"))
+        return _relay(state, process, flags, console=console, started=started)
+    except ClocheError as error:
+        message = {"message": error.message, "hint": error.hint}
+        os.write(report, json.dumps(message).encode())
+        return EXIT_FAILED
+
+
+def _relay(
+    state: State,
+    process: dict[str, Any],
+    flags: Flags,
+    *,
+    console: bool,
+    started: Callable[[int], None],
+) -> int:
+    os.setsid()
+    fds = [0, 1, 2]
+    if console:
+        if not flags.text("console-socket"):
+            raise ConfigError(
+                "cannot allocate a terminal without a console socket", hint="pass --console-socket"
+            )
+        size = process.get("consoleSize") or {}
+        slave = open_console(
+            flags.text("console-socket"), (size.get("height", 0), size.get("width", 0))
+        )
+        fds = [slave, slave]
+    client = Client(state)
+    pid = client.request("exec", fds, process=process, paused=flags.on("ignore-paused"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    return _until_exit(client, lambda: started(pid))
+
+
+def _in_foreground(state: State, process: dict[str, Any], flags: Flags) -> int:
+    from cloche.cli.foreground import raw_terminal
+
+    client = Client(state)
+    terminal = bool(process.get("terminal"))
+    if terminal and not os.isatty(0):
+        return _with_own_terminal(client, process, flags)
+    with raw_terminal(terminal):
+        client.request("exec", [0, 1, 2], process=process, paused=flags.on("ignore-paused"))
+        return _until_exit(client, lambda: None)
+
+
+def _with_own_terminal(client: Client, process: dict[str, Any], flags: Flags) -> int:
+    """A terminal although our input is none: as runc, its output goes to our stdout."""
+    client.request("exec", [0, 1, 2], process=process, paused=flags.on("ignore-paused"))
+    return _until_exit(client, lambda: None)
+
+
+def _until_exit(client: Client, started: Callable[[], None]) -> int:
+    """Forward signals and window sizes until the supervisor tells the exit code."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in (*SIGNALS, signal.SIGWINCH):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    started()
+    poller = select.poll()
+    poller.register(client.fileno(), select.POLLIN)
+    poller.register(read_end, select.POLLIN)
+    while True:
+        for fd, _ in poller.poll():
+            if fd == client.fileno():
+                message = client.receive()
+                return 137 if message is None else int(message["exit"])
+            for arrived in os.read(read_end, 64):
+                if arrived == signal.SIGWINCH:
+                    client.tell("resize")
+                else:
+                    client.tell("signal", signal=arrived)

@@ -1,0 +1,109 @@
+"""`state`, `list`, `ps`: what is known of containers."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from cloche.base.errors import ConfigError
+from cloche.cli.flags import BOOL, TEXT, Flag, Verb
+from cloche.model.state import list_states, load_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloche.cli.main import Context
+
+STATE = Verb("state ID", "Print the state of a container as JSON.")
+LIST = Verb(
+    "list [flags]",
+    "List the containers of this root folder.",
+    (Flag("format f", TEXT, "table or json"), Flag("quiet q", BOOL, "ids only")),
+)
+PS = Verb(
+    "ps [flags] ID",
+    "List the processes in a container, as the guest sees them.",
+    (Flag("format f", TEXT, "table or json"),),
+)
+
+
+def state(context: Context, args: list[str]) -> int:
+    """`cloche state`."""
+    _, container_id = STATE.one_id(args)
+    print(json.dumps(load_state(context.root, container_id).runc(), indent=2))
+    return 0
+
+
+def list_containers(context: Context, args: list[str]) -> int:
+    """`cloche list`."""
+    flags = LIST.parse(args)
+    states = list_states(context.root)
+    if flags.on("quiet"):
+        for found in states:
+            print(found.id)
+        return 0
+    if _format(flags.text("format", "table")) == "json":
+        print(json.dumps([found.runc() for found in states] or None))
+        return 0
+    rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
+    for found in states:
+        shown = found.runc()
+        owner = _owner(found.directory)
+        rows.append(
+            (
+                found.id,
+                str(shown["pid"]),
+                shown["status"],
+                shown["bundle"],
+                shown["created"],
+                owner,
+            )
+        )
+    _print_table(rows)
+    return 0
+
+
+def processes(context: Context, args: list[str]) -> int:
+    """`cloche ps`."""
+    flags = PS.parse(args)
+    if not flags.arguments:
+        raise ConfigError("ps: a container's id is expected", hint=f"cloche {PS.usage}")
+    from cloche.heart.client import ask
+
+    found = ask(load_state(context.root, flags.arguments[0]), "ps")
+    if _format(flags.text("format", "table")) == "json":
+        print(json.dumps([process["pid"] for process in found]))
+        return 0
+    rows = [("UID", "PID", "PPID", "TIME", "CMD")]
+    for process in found:
+        seconds = int(process["cpu_ns"]) // 1_000_000_000
+        time = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+        rows.append(
+            (
+                str(process["uid"]),
+                str(process["pid"]),
+                str(process["ppid"]),
+                time,
+                process["command"],
+            )
+        )
+    _print_table(rows)
+    return 0
+
+
+def _format(name: str) -> str:
+    if name not in ("table", "json"):
+        raise ConfigError(f"--format {name!r}: unknown", hint="use table or json")
+    return name
+
+
+def _owner(path: str) -> str:
+    uid = os.stat(path).st_uid
+    return "root" if uid == 0 else str(uid)
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))

@@ -1,0 +1,163 @@
+"""`start`, `kill`, `pause`, `resume`, `delete`: one request to the supervisor, or its end.
+
+Imports next to nothing: engines run these several times per container.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+
+from cloche.base.errors import ClocheError, ConfigError, NotFoundError, StateError
+from cloche.cli.flags import BOOL, Flag, Verb
+from cloche.heart.cleanup import clear
+from cloche.heart.client import ask
+from cloche.model.state import CREATED, STOPPED, State, check_id, load_state
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cloche.cli.main import Context
+
+START = Verb("start ID", "Run the program of a created container.")
+KILL = Verb(
+    "kill [flags] ID [SIGNAL]",
+    "Send a signal (default SIGTERM) to the container's init process.",
+    (Flag("all a", BOOL, "send it to all processes of the container"),),
+)
+PAUSE = Verb("pause ID", "Freeze all processes of a container.")
+RESUME = Verb("resume ID", "Let the processes of a paused container go on.")
+DELETE = Verb(
+    "delete [flags] ID",
+    "Remove a container that has ended.",
+    (Flag("force f", BOOL, "kill it first if it has not"),),
+)
+# Killing QEMU takes 3-30 ms; a guest of many GiB longer.
+END_TIMEOUT_MS = 10_000
+
+
+def start(context: Context, args: list[str]) -> int:
+    """`cloche start`."""
+    _, container_id = START.one_id(args)
+    run_created(context.root, container_id)
+    return 0
+
+
+def run_created(root: str, container_id: str) -> None:
+    """Run the program of a created container, then the poststart hooks."""
+    state = load_state(root, container_id)
+    _check_alive(state, "start")
+    ask(state, "start")
+    if state.fields.get("hooks"):
+        from cloche.heart.hooks import hooks_of, run_hooks
+
+        running = {**state.oci(), "status": "running"}
+        run_hooks(hooks_of(state.fields["bundle"]), "poststart", running)
+
+
+def _check_alive(state: State, verb: str) -> None:
+    if not state.is_alive():
+        raise StateError(
+            f"cannot {verb} a container that has stopped", hint=f"cloche delete {state.id}"
+        )
+
+
+def kill(context: Context, args: list[str]) -> int:
+    """`cloche kill`."""
+    flags = KILL.parse(args, stop_at_argument=False)
+    if not 1 <= len(flags.arguments) <= 2:
+        raise ConfigError("kill: an id and at most one signal are expected", hint=KILL.usage)
+    from cloche.model.signals import parse_signal
+
+    container_id, name = (*flags.arguments, "SIGTERM")[:2]
+    number = parse_signal(name)
+    if number is None:
+        raise ConfigError(f"kill: unknown signal {name!r}")
+    state = load_state(context.root, container_id)
+    if not state.is_alive():
+        if flags.on("all"):
+            return 0  # as runc: nothing is left that could be signalled
+        raise StateError("container not running")
+    ask(state, "kill", signal=number, all=flags.on("all"))
+    return 0
+
+
+def pause(context: Context, args: list[str]) -> int:
+    """`cloche pause`."""
+    _, container_id = PAUSE.one_id(args)
+    ask(load_state(context.root, container_id), "pause")
+    return 0
+
+
+def resume(context: Context, args: list[str]) -> int:
+    """`cloche resume`."""
+    _, container_id = RESUME.one_id(args)
+    ask(load_state(context.root, container_id), "resume")
+    return 0
+
+
+def delete(context: Context, args: list[str]) -> int:
+    """`cloche delete`."""
+    flags, container_id = DELETE.one_id(args)
+    remove(context.root, container_id, force=flags.on("force"))
+    return 0
+
+
+def remove(root: str, container_id: str, *, force: bool) -> None:
+    """Remove a container; *force* kills it first and forgives that it does not exist."""
+    try:
+        state = load_state(root, container_id)
+    except NotFoundError:
+        if not force:
+            raise
+        clear(root, check_id(container_id), "")
+        return
+    status = state.current_status()
+    if status not in (STOPPED, CREATED) and not force:
+        raise StateError(
+            f"cannot delete container {container_id} that is not stopped: {status}",
+            hint="cloche kill it first, or delete --force",
+        )
+    end_supervisor(state)
+    clear(root, container_id, "/" + str(state.fields.get("cgroup", "")))
+    if state.fields.get("hooks"):
+        _run_poststop(state)
+
+
+def end_supervisor(state: State) -> None:
+    """Kill the supervisor and wait until it and its QEMU are gone."""
+    for key in ("pid", "vm_pid"):
+        pid = int(state.fields.get(key, 0))
+        with contextlib.suppress(ProcessLookupError, OSError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                if key == "pid" and state.is_alive():
+                    os.kill(pid, 9)
+                if key == "pid" or _is_qemu(pid):
+                    _await_end(pidfd, pid)
+            finally:
+                os.close(pidfd)
+
+
+def _is_qemu(pid: int) -> bool:
+    with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
+        return file.read().startswith("qemu")
+
+
+def _await_end(pidfd: int, pid: int) -> None:
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    if not poller.poll(END_TIMEOUT_MS):
+        raise ClocheError(
+            f"process {pid} does not end although it was killed",
+            hint="it may be stuck in the kernel: see /proc/<pid>/stack",
+        )
+
+
+def _run_poststop(state: State) -> None:
+    from cloche.heart.hooks import hooks_of, run_hooks
+
+    stopped = {**state.oci(), "status": STOPPED, "pid": 0}
+    # The container is gone whatever the hooks say (runtime.md, lifecycle step 13).
+    with contextlib.suppress(ClocheError, OSError):
+        run_hooks(hooks_of(state.fields["bundle"]), "poststop", stopped)

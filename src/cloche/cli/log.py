@@ -1,0 +1,43 @@
+"""Errors and warnings: to stderr for people, to --log for engines (as runc writes them)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+
+LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
+
+
+class Log:
+    """Where messages go. *path* empty: stderr only; *form* is `text` or `json`."""
+
+    def __init__(self, path: str = "", form: str = "text", *, debug: bool = False) -> None:
+        self.path = path
+        self.form = form
+        self.debug = debug
+
+    def error(self, message: str) -> None:
+        """A failure: to the log file (engines show its last error), and to stderr."""
+        self._record("error", message)
+        os.write(2, f"cloche: {message}\n".encode(errors="replace"))
+
+    def warning(self, message: str) -> None:
+        """Something that is not as asked; to stderr only when there is no log file."""
+        if self.path:
+            self._record("warning", message)
+        else:
+            os.write(2, f"cloche: warning: {message}\n".encode(errors="replace"))
+
+    def _record(self, level: str, message: str) -> None:
+        if not self.path:
+            return
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        if self.form == "json":
+            line = json.dumps({"level": level, "msg": message, "time": now})
+        else:
+            line = f'time="{now}" level={level} msg={json.dumps(message)}'
+        # A log that cannot be written must not hide the message: stderr has it.
+        with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -1,0 +1,94 @@
+"""The parent's side of a start: forks the supervisor, runs hooks for it, hears the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from cloche.base.errors import ClocheError
+from cloche.heart.launch import (
+    Channel,
+    Request,
+    fork_supervisor,
+    make_directory,
+)
+from cloche.heart.supervisor import supervise
+from cloche.model.state import OCI_VERSION
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Created:
+    """A container that waits for `start`."""
+
+    def __init__(self, pid: int, warnings: list[str], timings: list[tuple[str, int]]) -> None:
+        self.pid = pid
+        self.warnings = warnings
+        self.timings = timings
+
+
+def bring_up(request: Request) -> Created:
+    """Create the container of *request*; on any failure nothing is left of it."""
+    make_directory(request)
+    pid, fd = fork_supervisor(request, supervise)
+    channel = Channel(fd)
+    try:
+        return _follow(request, pid, channel)
+    except BaseException:
+        channel.close()  # the supervisor gives up when it sees that
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        from cloche.heart.cleanup import clear
+
+        clear(request.root, request.id, request.glance.cgroups_path)
+        raise
+
+
+def _follow(request: Request, pid: int, channel: Channel) -> Created:
+    while True:
+        message = channel.receive()
+        if message is None:
+            raise ClocheError(
+                f"container {request.id}: its supervisor ended before the container was created",
+                hint="was it killed? dmesg may tell",
+            )
+        event = message["event"]
+        if event == "namespaces":
+            _run_host_hooks(request, pid)
+            channel.send({"event": "hooks done"})
+        elif event == "error":
+            raise ClocheError(message["message"], hint=message["hint"])
+        else:
+            channel.close()
+            return Created(pid, message["warnings"], message["timings"])
+
+
+def _run_host_hooks(request: Request, pid: int) -> None:
+    if not request.glance.has_hooks:
+        return
+    from cloche.heart.hooks import hooks_of, run_hooks
+
+    hooks = hooks_of(request.bundle)
+    state = hook_state(request, pid)
+    try:
+        run_hooks(hooks, "prestart", state)
+        run_hooks(hooks, "createRuntime", state)
+        run_hooks(hooks, "createContainer", state, netns_of=pid)
+    except ClocheError:
+        with contextlib.suppress(ClocheError):
+            run_hooks(hooks, "poststop", {**state, "status": "stopped", "pid": 0})
+        raise
+
+
+def hook_state(request: Request, pid: int) -> dict[str, Any]:
+    """The state that hooks read before the container is created."""
+    return {
+        "ociVersion": OCI_VERSION,
+        "id": request.id,
+        "status": "creating",
+        "pid": pid,
+        "bundle": request.bundle,
+        "annotations": request.glance.annotations,
+    }

@@ -1,0 +1,34 @@
+"""Clearing what is left of a container whose supervisor has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from cloche.base.errors import ClocheError
+from cloche.host import cgroup
+
+
+def clear(root: str, container_id: str, cgroups_path: str) -> None:
+    """Remove the host's cgroup and the directory of a container; harmless where they are gone.
+
+    Mounts, network and taps went with the supervisor's namespaces. Nothing is removed
+    recursively: what lies in the directory are files of ours, and an empty folder.
+    """
+    cgroup.remove(cgroup.relative_path(cgroups_path, container_id))
+    directory = os.path.join(root, container_id)
+    for name in os.listdir(directory) if os.path.isdir(directory) else []:
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ClocheError(
+            f"container {container_id}: cannot remove {directory}: {(error.strerror or '').lower()}"
+        ) from None

@@ -1,0 +1,229 @@
+"""A container: its plan, its state on disk, its processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloche.base.errors import ConfigError, StateError
+from cloche.heart.process import GuestProcess
+from cloche.heart.terminal import open_console
+from cloche.host.cgroup import relative_path
+from cloche.model.oci import Config, Process, load_config
+from cloche.model.plan import Layout, compile_container, compile_process, host_binds
+from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
+
+if TYPE_CHECKING:
+    from cloche.base.loop import Future
+    from cloche.heart.launch import Request
+    from cloche.heart.sandbox import Sandbox
+
+IMAGE_ROOT = "/run/image"
+IMAGE_SCRATCH = "/run/scratch"
+IMAGE_MERGED = "/run/root"
+
+
+class Container:
+    """One container of a sandbox, from its config.json to its end."""
+
+    init: GuestProcess
+
+    def __init__(self, sandbox: Sandbox, request: Request) -> None:
+        self.sandbox = sandbox
+        self.request = request
+        self.id = request.id
+        self.config: Config
+        self.plan: dict[str, Any] = {}
+        self.processes: dict[str, GuestProcess] = {}
+        self.oom_kills = 0
+        self.state = State(request.root, request.id, {"status": "creating"})
+
+    def prepare(self) -> None:
+        """Parse config.json, bind what it shares, compile the plan. Raises ConfigError."""
+        self.config = load_config(self.request.glance.path)
+        if self.config.process.terminal and not (
+            self.request.console_socket or self.request.foreground
+        ):
+            raise ConfigError(
+                "cannot allocate tty if runc will detach without setting console socket".replace(
+                    "runc", "cloche"
+                ),
+                hint="pass --console-socket, or set process.terminal to false",
+            )
+        rootfs = self._share_rootfs()
+        for bind in host_binds(self.config, self.request.bundle):
+            self.sandbox.share.bind(bind.source, f"{self.id}/{bind.index}")
+        agent = self.sandbox.agent
+        self.init = GuestProcess(
+            agent,
+            self.id,
+            None,
+            self._stdio(),
+            terminal=self.config.process.terminal,
+        )
+        layout = Layout(
+            rootfs=rootfs, volume=lambda index: f"{self.sandbox.guest_share}/{self.id}/{index}"
+        )
+        self.plan, warnings = compile_container(
+            self.config,
+            bundle=self.request.bundle,
+            container_id=self.id,
+            layout=layout,
+            cgroup=self.id,
+            streams=self.init.streams,
+            terminal_size=self._terminal_size(),
+            seccomp_cache=self.seccomp_cache,
+        )
+        self.sandbox.warnings += warnings
+
+    @property
+    def seccomp_cache(self) -> Path:
+        """Where compiled seccomp profiles are kept."""
+        return Path(self.request.settings.data_root) / "seccomp"
+
+    @property
+    def rootfs(self) -> str:
+        """The root folder on the host."""
+        return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
+
+    def _share_rootfs(self) -> str:
+        if self.request.image:
+            return IMAGE_MERGED
+        if not os.path.isdir(self.rootfs):
+            raise ConfigError(
+                f"$.root.path: {self.rootfs}: no such directory",
+                hint="the bundle's root file system must be mounted or unpacked there",
+            )
+        return self.sandbox.share.bind(self.rootfs, f"{self.id}/rootfs")
+
+    def image_mounts(self) -> list[dict[str, Any]]:
+        """The image's block slot, and a writable overlay in the guest's memory over it."""
+        # The agent makes the overlay's folders: a mount of kind "dir" creates its target.
+        upper, work = f"{IMAGE_SCRATCH}/upper", f"{IMAGE_SCRATCH}/work"
+        layers = f"lowerdir={IMAGE_ROOT},upperdir={upper},workdir={work}"
+        return [
+            _mount("/dev/disk/cloche0", IMAGE_ROOT, "erofs", flags=1),
+            _mount("tmpfs", IMAGE_SCRATCH, "tmpfs", data="mode=0755"),
+            _mount("overlay", IMAGE_MERGED, "overlay", data=layers, folders=[upper, work]),
+        ]
+
+    def _stdio(self) -> tuple[int, ...]:
+        if not (self.config.process.terminal and self.request.console_socket):
+            # Copies, so that 0 to 2 can be /dev/null here: a closed one would be given anew.
+            return tuple(os.dup(fd) for fd in range(3))
+        size = self.config.process.console_size
+        rows_columns = (size.height, size.width) if size else (0, 0)
+        slave = open_console(self.request.console_socket, rows_columns)
+        return slave, os.dup(slave)
+
+    def _terminal_size(self) -> tuple[int, int] | None:
+        size = self.init.size
+        return size if size != (0, 0) else None
+
+    def resolv_conf(self) -> str:
+        """The container's /etc/resolv.conf as the host knows it, or nothing."""
+        for mount in self.config.mounts:
+            if mount.destination == "/etc/resolv.conf" and mount.source:
+                path = os.path.join(self.request.bundle, mount.source)
+                try:
+                    return Path(path).read_text(encoding="utf-8", errors="replace")
+                except OSError:
+                    return ""
+        return ""
+
+    def create(self) -> Future:
+        """Ask the guest to create it."""
+        future = self.sandbox.agent.call("create", self.plan)
+        self.init.begin_input()
+        return future
+
+    def created(self, reply: dict[str, Any]) -> None:
+        """The guest has it waiting for `start`."""
+        self.init.pid = int(reply["pid"])
+
+    def save_created(self) -> None:
+        """Write the state file: from now on other verbs see the container."""
+        pid = os.getpid()
+        now = time.time_ns()
+        self.state.fields = {
+            "ociVersion": OCI_VERSION,
+            "status": CREATED,
+            "pid": pid,
+            "pid_start": process_start_time(pid),
+            "vm_pid": self.sandbox.vm.pid,
+            "bundle": self.request.bundle,
+            "rootfs": self.rootfs,
+            "created": _rfc3339(now),
+            "annotations": dict(self.config.annotations),
+            "hooks": self.request.glance.has_hooks,
+            "cgroup": relative_path(self.request.glance.cgroups_path, self.id),
+        }
+        self.state.save()
+
+    def require(self, *statuses: str) -> None:
+        """StateError unless the status is one of *statuses*."""
+        status = self.state.fields["status"]
+        if status not in statuses:
+            raise StateError(f"container {self.id}: {status}, not {' or '.join(statuses)}")
+
+    def set_status(self, status: str) -> None:
+        """Change the status, on disk too."""
+        self.state.fields["status"] = status
+        self.state.save()
+
+    def new_process(
+        self, exec_id: str, process: Process, fds: tuple[int, ...]
+    ) -> tuple[GuestProcess, dict[str, Any], list[str]]:
+        """An exec'ed process, its plan and warnings."""
+        guest = GuestProcess(self.sandbox.agent, self.id, exec_id, fds, terminal=process.terminal)
+        size = guest.size
+        plan: dict[str, Any]
+        plan, warnings = compile_process(
+            process,
+            self.config,
+            streams=guest.streams,
+            terminal_size=size if size != (0, 0) else None,
+            seccomp_cache=self.seccomp_cache,
+        )
+        self.processes[exec_id] = guest
+        return guest, plan, warnings
+
+    def on_exit(self, exec_id: object, status: int) -> None:
+        """The guest reports the end of one of its processes."""
+        if exec_id is None:
+            self.init.on_exit(status)
+            return
+        process = self.processes.pop(str(exec_id), None)
+        if process is not None:
+            process.on_exit(status)
+
+
+def _mount(
+    source: str,
+    target: str,
+    fstype: str,
+    *,
+    flags: int = 0,
+    data: str = "",
+    folders: list[str] | None = None,
+) -> dict[str, Any]:
+    mount: dict[str, Any] = {
+        "source": source,
+        "target": target,
+        "type": fstype,
+        "flags": flags,
+        "data": data,
+        "propagation": 0,
+        "kind": "dir",
+        "tmpcopyup": False,
+    }
+    if folders:
+        mount["folders"] = folders
+    return mount
+
+
+def _rfc3339(nanoseconds: int) -> str:
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{fraction:09d}Z"

@@ -1,0 +1,147 @@
+"""The control socket of a sandbox: what the OCI verbs ask of its supervisor.
+
+One connection carries JSON lines both ways; the first line is the request, descriptors come with
+it. Every request is answered by `{"ok": …}` or `{"error": …}`; `exec` is followed by
+`{"exit": code}`, and hears `resize` and `signal` lines until then.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from cloche.base.errors import ClocheError
+from cloche.base.loop import READ, Future
+from cloche.heart.operations import OPERATIONS
+
+if TYPE_CHECKING:
+    from cloche.heart.process import GuestProcess
+    from cloche.heart.sandbox import Sandbox
+
+MAX_LINE = 4 << 20
+MAX_FDS = 3
+
+
+class ControlServer:
+    """Listens on the sandbox's control socket."""
+
+    def __init__(self, sandbox: Sandbox, path: str) -> None:
+        self.sandbox = sandbox
+        self.connections: set[Connection] = set()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Bound under another name first: a socket that can be seen can be connected to.
+        self._listener.bind(path + ".new")
+        self._listener.listen(128)
+        os.rename(path + ".new", path)
+        sandbox.loop.watch(self._listener.fileno(), READ, self._accept)
+
+    def _accept(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            connection, _address = self._listener.accept()
+            self.connections.add(Connection(self, connection))
+
+    def finish(self) -> None:
+        """Tell those who still wait that the container has ended."""
+        for connection in list(self.connections):
+            connection.container_ended()
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, server: ControlServer, connection: socket.socket) -> None:
+        self.sandbox = server.sandbox
+        self.process: GuestProcess | None = None
+        self._server = server
+        self._socket = connection
+        self._buffer = b""
+        self._fds: list[int] = []
+        self._started = False
+        connection.setblocking(False)
+        self.sandbox.loop.watch(connection.fileno(), READ, self._on_readable)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Answer; a client that is gone is not an error."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def _on_readable(self, _: int) -> None:
+        try:
+            data, ancillary, _flags, _address = self._socket.recvmsg(
+                65536, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            data, ancillary = b"", []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._fds += array.array("i", payload[: len(payload) // 4 * 4])
+        if not data or len(self._buffer) > MAX_LINE:
+            self.close()
+            return
+        self._buffer += data
+        while b"\n" in self._buffer:
+            line, self._buffer = self._buffer.split(b"\n", 1)
+            self._on_line(line)
+
+    def _on_line(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            op = str(message.get("op"))
+        except (ValueError, AttributeError):
+            self.send({"error": "control: malformed request", "hint": ""})
+            return
+        if self._started:
+            self._while_running(op, message)
+            return
+        self._started = True
+        operation = OPERATIONS.get(op)
+        if operation is None:
+            self.send({"error": f"control: unknown operation {op!r}", "hint": ""})
+            return
+        fds, self._fds = self._fds, []
+        done = self.sandbox.loop.start(operation(self, message, fds))
+        done.on_done(self._answer)
+
+    def _answer(self, done: Future) -> None:
+        if done.error is None:
+            self.send({"ok": done.value})
+            if self.process is not None:
+                self.process.exited.on_done(self._on_exit)
+        elif isinstance(done.error, ClocheError):
+            self.send({"error": done.error.message, "hint": done.error.hint})
+        else:
+            self.send({"error": f"internal error: {done.error!r}", "hint": ""})
+
+    def _on_exit(self, exited: Future) -> None:
+        self.send({"exit": 137 if exited.error else exited.value})
+        self.process = None
+
+    def _while_running(self, op: str, message: dict[str, Any]) -> None:
+        process = self.process
+        if process is None:
+            return
+        if op == "signal":
+            process.signal(int(message["signal"]))
+        elif op == "resize":
+            process.resize(*process.size)
+
+    def container_ended(self) -> None:
+        """The VM is about to go, and with it whatever this client waits for."""
+        if self.process is not None:
+            self.send({"exit": 137})
+
+    def close(self) -> None:
+        """The client has gone; an exec'ed process whose client is killed is killed too."""
+        self.sandbox.loop.unwatch(self._socket.fileno())
+        self._socket.close()
+        for fd in self._fds:
+            os.close(fd)
+        self._server.connections.discard(self)
+        if self.process is not None:
+            self.process.signal(9)

@@ -1,0 +1,94 @@
+"""Hooks of config.json (runtime-spec config.md, POSIX-platform hooks) that run on the host."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+from time import monotonic
+
+from cloche.base import syscalls
+from cloche.base.errors import ClocheError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def hooks_of(bundle: str) -> dict[str, list[dict[str, Any]]]:
+    """The hooks of a bundle's config.json, by kind; checked already when it was created."""
+    with open(os.path.join(bundle, "config.json"), "rb") as file:
+        hooks: dict[str, list[dict[str, Any]]] = json.load(file).get("hooks") or {}
+    return hooks
+
+
+def run_hooks(
+    hooks: dict[str, list[dict[str, Any]]], kind: str, state: dict[str, Any], netns_of: int = 0
+) -> None:
+    """Run all hooks of *kind* in order, each with *state* on its stdin.
+
+    *netns_of*: in the network namespace of that process (createContainer hooks). The first
+    that fails or takes too long raises ClocheError with its stderr.
+    """
+    for number, hook in enumerate(hooks.get(kind) or []):
+        _run_hook(f"hooks.{kind}[{number}]", hook, json.dumps(state).encode(), netns_of)
+
+
+def _run_hook(name: str, hook: dict[str, Any], stdin: bytes, netns_of: int) -> None:
+    path = hook["path"]
+    in_read, in_write = os.pipe()
+    err_fd = os.memfd_create("hook-stderr", os.MFD_CLOEXEC)
+    netns = os.open(f"/proc/{netns_of}/ns/net", os.O_RDONLY) if netns_of else -1
+    pid = os.fork()
+    if pid == 0:
+        _exec_hook(hook, in_read, err_fd, netns)
+    os.close(in_read)
+    if netns >= 0:
+        os.close(netns)
+    try:
+        os.write(in_write, stdin)
+    except BrokenPipeError:
+        pass  # a hook need not read its state
+    finally:
+        os.close(in_write)
+    timeout = hook.get("timeout")
+    status = _wait(pid, float(timeout) if timeout else None)
+    with open(err_fd, "rb") as file:
+        file.seek(0)
+        errors = file.read()[-2000:].decode(errors="replace").strip()
+    if status is None:
+        raise ClocheError(f"{name} {path}: no end after {timeout} s: killed")
+    if status != 0:
+        cause = f"exit status {status}" if status > 0 else f"signal {-status}"
+        raise ClocheError(f"{name} {path}: {cause}{': ' + errors if errors else ''}")
+
+
+def _exec_hook(hook: dict[str, Any], stdin: int, stderr: int, netns: int) -> None:
+    try:
+        os.dup2(stdin, 0)
+        os.dup2(stderr, 1)
+        os.dup2(stderr, 2)
+        if netns >= 0:
+            syscalls.setns(netns, syscalls.CLONE_NEWNET)
+        environment = dict(pair.partition("=")[::2] for pair in hook.get("env") or [])
+        os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)
+    except BaseException as error:
+        os.write(2, str(error).encode())
+    finally:
+        os._exit(127)
+
+
+def _wait(pid: int, timeout: float | None) -> int | None:
+    """The exit code of *pid* (negative: its signal), or None when it had to be killed."""
+    if timeout is not None:
+        pidfd = os.pidfd_open(pid)
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        deadline = monotonic() + timeout
+        ended = poller.poll(max(0, (deadline - monotonic()) * 1000))
+        os.close(pidfd)
+        if not ended:
+            os.kill(pid, 9)
+            os.waitpid(pid, 0)
+            return None
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -1,0 +1,205 @@
+"""What `create` and `run` know before QEMU starts, and the fork of the supervisor.
+
+Imported on the start path before QEMU runs: json, os and nothing more. config.json is only
+glanced at here, for the VM's size and network; the supervisor parses it strictly (msgspec, 30 ms)
+while QEMU starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from time import monotonic_ns
+
+from cloche.base.errors import ClocheError, ConfigError
+from cloche.model.state import check_id
+from cloche.vmm.shape import memory_step
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from cloche.model.config import Settings
+
+NEW_NETWORK = "new"
+HOST_NETWORK = "host"
+
+
+class Timings:
+    """When the phases of a start were reached, in ns of CLOCK_MONOTONIC."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[str, int]] = []
+
+    def mark(self, name: str) -> None:
+        """Phase *name* is reached now."""
+        self.marks.append((name, monotonic_ns()))
+
+
+class Request:
+    """One container to be created in a VM of its own."""
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        container_id: str,
+        bundle: str,
+        settings: Settings,
+        console_socket: str = "",
+        foreground: bool = False,
+        image: str = "",
+        user_network: bool = False,
+        quiet_warnings: bool = False,
+    ) -> None:
+        self.root = root
+        self.id = check_id(container_id)
+        self.bundle = os.path.abspath(bundle)
+        self.settings = settings
+        self.console_socket = console_socket
+        self.foreground = foreground
+        self.image = image
+        self.user_network = user_network
+        self.quiet_warnings = quiet_warnings
+        self.timings = Timings()
+        self.glance = Glance(os.path.join(self.bundle, "config.json"))
+
+    @property
+    def directory(self) -> str:
+        """The sandbox's directory."""
+        return os.path.join(self.root, self.id)
+
+    def has_user_network(self) -> bool:
+        """Whether QEMU's user-mode network serves it: asked for, or in place of the host's."""
+        return self.user_network or self.glance.network == HOST_NETWORK
+
+    def has_own_empty_network(self) -> bool:
+        """Whether the network namespace is new and no hook puts anything into it."""
+        return self.glance.network == NEW_NETWORK and not self.glance.has_network_hooks
+
+    def memory_mib(self) -> int:
+        """The VM's memory in MiB."""
+        return memory_step(self.glance.memory)
+
+
+class Glance:
+    """The few values of config.json that QEMU's start depends on.
+
+    Anything odd is passed over: the strict parser finds it and says what is wrong.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.memory: int | None = None
+        self.cpus: float | None = None
+        self.network = HOST_NETWORK
+        self.has_network_hooks = False
+        self.has_hooks = False
+        self.annotations: dict[str, str] = {}
+        self.terminal = False
+        self.cgroups_path = ""
+        try:
+            with open(path, "rb") as file:
+                config = json.loads(file.read())
+            self._look(config)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path}: JSON specification file config.json not found",
+                hint="`cloche spec` writes one; --bundle names the folder it is in",
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from None
+        except (ValueError, TypeError, AttributeError, KeyError):
+            return
+
+    def _look(self, config: dict[str, Any]) -> None:
+        linux = config.get("linux") or {}
+        resources = linux.get("resources") or {}
+        memory = (resources.get("memory") or {}).get("limit")
+        if isinstance(memory, int) and memory > 0:
+            self.memory = memory
+        cpu = resources.get("cpu") or {}
+        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100000
+        if quota > 0 and period > 0:
+            self.cpus = quota / period
+        for namespace in linux.get("namespaces") or []:
+            if namespace.get("type") == "network":
+                self.network = namespace.get("path") or NEW_NETWORK
+        hooks = config.get("hooks") or {}
+        self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
+        self.has_hooks = any(hooks.values())
+        self.annotations = dict(config.get("annotations") or {})
+        self.terminal = bool((config.get("process") or {}).get("terminal"))
+        self.cgroups_path = str(linux.get("cgroupsPath") or "")
+
+
+def make_directory(request: Request) -> None:
+    """Claim the id: its directory must not exist yet."""
+    try:
+        os.makedirs(request.root, mode=0o700, exist_ok=True)
+        os.mkdir(request.directory, mode=0o700)
+    except FileExistsError:
+        raise ClocheError(
+            f"container with id {request.id} exists already",
+            hint=f"cloche delete {request.id} removes it",
+        ) from None
+    except OSError as error:
+        raise ClocheError(
+            f"container {request.id}: cannot make {request.directory}: "
+            f"{(error.strerror or '').lower()}",
+            hint="cloche must run as root; --root names another place",
+        ) from None
+
+
+def fork_supervisor(request: Request, supervise: Callable[[Request, int], int]) -> tuple[int, int]:
+    """Fork the process that stands for the container; returns its pid and the channel to it.
+
+    Both ends of the channel speak JSON lines: the supervisor reports its steps, the parent
+    answers that hooks have run. The end of the channel before `created` means: give up.
+    """
+    import _socket  # socket proper imports selectors and enum, 5 ms
+
+    ours, theirs = _socket.socketpair()
+    pid = os.fork()
+    if pid:
+        theirs.close()
+        return pid, ours.detach()
+    status = 1
+    try:
+        ours.close()
+        status = supervise(request, theirs.detach())
+    finally:
+        os._exit(status)
+
+
+class Channel:
+    """JSON lines over one end of the socket pair, blocking."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._buffer = b""
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Write one message; a reader that is gone is not an error here."""
+        with contextlib.suppress(OSError):
+            os.write(self.fd, json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> dict[str, Any] | None:
+        """The next message, or None at the end."""
+        while b"\n" not in self._buffer:
+            try:
+                data = os.read(self.fd, 65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def close(self) -> None:
+        """Close our end."""
+        os.close(self.fd)

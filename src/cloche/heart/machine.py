@@ -1,0 +1,112 @@
+"""From a request to a running VM: shape, template, and the cold boot where there is none."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.base.errors import BootError, ClocheError
+from cloche.base.loop import Loop
+from cloche.guest.agent_binary import find_agent
+from cloche.guest.guest import current_guest, is_current
+from cloche.model.state import DEFAULT_ROOT
+from cloche.vmm.accel import choose_accel, tsc_khz
+from cloche.vmm.argv import kernel_cmdline
+from cloche.vmm.shape import Shape, cpu_count, memory_step
+from cloche.vmm.template import Template, load_template
+from cloche.vmm.vm import Vm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from cloche.guest.guest import Guest
+    from cloche.heart.launch import Request
+    from cloche.model.config import Settings
+
+
+def find_guest(settings: Settings) -> Guest:
+    """The guest that VMs boot; built anew when the agent has changed since `cloche setup`."""
+    from pathlib import Path
+
+    guest = current_guest(Path(settings.data_root))
+    if guest is None:
+        raise ClocheError(
+            f"guest: no kernel and initramfs in {settings.data_root}", hint="run `cloche setup`"
+        )
+    agent = find_agent()
+    if agent is not None and not is_current(guest, agent):
+        return _rebuild(Path(settings.data_root), guest, agent)
+    return guest
+
+
+def _rebuild(data_root: Path, guest: Guest, agent: Path) -> Guest:
+    """The guest of the same kernel with the agent as it is now."""
+    from cloche.guest.build import build_guest
+    from cloche.guest.kernel import find_kernel, load_kernel
+
+    directory = str(guest.manifest.get("kernel_directory", ""))
+    kernel = load_kernel(type(data_root)(directory)) or find_kernel(data_root)
+    return build_guest(data_root, kernel, agent)
+
+
+def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
+    """The shape for limits of *memory* bytes and *cpus* processors."""
+    return Shape(
+        qemu=settings.qemu,
+        machine=settings.machine,
+        accel=choose_accel(DEFAULT_ROOT, settings.accel).name,
+        cpus=cpu_count(cpus, os.cpu_count() or 1),
+        memory=memory_step(memory),
+        guest_key=guest.key,
+    )
+
+
+def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
+    """Kernel, initramfs and command line to boot *shape* with."""
+    khz = tsc_khz() if shape.accel == "tcg" else 0
+    cmdline = kernel_cmdline(accel=shape.accel, tsc_khz=khz)
+    return str(guest.vmlinux), str(guest.initramfs), cmdline
+
+
+def start_machine(
+    loop: Loop, request: Request, share: str, *, taps: Sequence[int]
+) -> tuple[Vm, Shape, list[str]]:
+    """Start the VM for *request*: from its template, else cold; returns it with warnings."""
+    settings = request.settings
+    guest = find_guest(settings)
+    shape = choose_shape(settings, guest, request.glance.memory, request.glance.cpus)
+    template, warnings = _find_template(settings, shape, guest)
+    vm = Vm(loop, request.directory)
+    vm.launch(
+        shape,
+        share=share,
+        taps=taps,
+        user_network=not taps and request.has_user_network(),
+        images=[request.image] if request.image else [],
+        boot=None if template else boot_of(guest, shape),
+        memory_file=template.memory_file if template else "",
+        state=template.state if template else None,
+    )
+    return vm, shape, warnings
+
+
+def _find_template(
+    settings: Settings, shape: Shape, guest: Guest
+) -> tuple[Template | None, list[str]]:
+    """The template of *shape*, made now where there is none yet; None means a cold boot."""
+    if not settings.template:
+        return None, ["VM: cold boot: templates are switched off (template = off)"]
+    template = load_template(settings.templates, shape)
+    if template is not None:
+        return template, []
+    from cloche.vmm.template import make_template
+
+    try:
+        made = make_template(settings.templates, shape, boot_of(guest, shape))
+    except BootError:
+        raise
+    except (ClocheError, OSError) as error:
+        return None, [f"VM: cold boot: the template could not be saved: {error}"]
+    note = f"VM: no template of {shape.cpus} vCPU and {shape.memory} MiB: booted and saved one"
+    return made, [note]

@@ -1,0 +1,118 @@
+"""What can be asked of a running sandbox through its control socket, one function each."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from cloche.base.errors import StateError
+from cloche.model.oci import load_process
+from cloche.model.state import CREATED, PAUSED, RUNNING
+from cloche.wire.messages import AgentError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from cloche.base.loop import Future
+    from cloche.heart.container import Container
+    from cloche.heart.control import Connection
+
+    Operation = Callable[["Connection", dict[str, Any], list[int]], Coroutine[Future, None, Any]]
+
+ESRCH = 3
+SIGKILL = 9
+
+
+def _container(connection: Connection, request: dict[str, Any]) -> Container:
+    return connection.sandbox.find(str(request["id"]))
+
+
+async def start(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Run the program of a created container."""
+    container = _container(connection, request)
+    if container.state.fields["status"] != CREATED:
+        raise StateError(f"cannot start a container that is {container.state.fields['status']}")
+    await connection.sandbox.agent.call("start", {"id": container.id})
+    await connection.sandbox.started(container)
+
+
+async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Signal the container's init, or all of its processes."""
+    container = _container(connection, request)
+    number = int(request["signal"])
+    if number == SIGKILL:
+        if container.state.fields["status"] == PAUSED:
+            await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
+        connection.sandbox.kill_soon()
+    try:
+        await container.init.signal(number, everything=bool(request.get("all")))
+    except AgentError as error:
+        if error.errno != ESRCH:
+            raise
+        raise StateError("container not running") from None
+
+
+async def execute(connection: Connection, request: dict[str, Any], fds: list[int]) -> int:
+    """Start another process in the container; its exit is told on the connection later."""
+    container = _container(connection, request)
+    status = container.state.fields["status"]
+    if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
+        for fd in fds:
+            os.close(fd)
+        raise StateError(f"cannot exec in a {status} container")
+    exec_id = f"{os.getpid()}-{connection.sandbox.next_number()}"
+    process = load_process(json.dumps(request["process"]).encode(), "process")
+    guest, plan, _warnings = container.new_process(exec_id, process, tuple(fds))
+    future = connection.sandbox.agent.call(
+        "exec", {"id": container.id, "exec_id": exec_id, "process": plan}
+    )
+    guest.begin_input()
+    try:
+        reply = await future
+    except AgentError:
+        guest.abandon()
+        container.processes.pop(exec_id, None)
+        raise
+    guest.pid = int(reply["pid"])
+    connection.process = guest
+    return guest.pid
+
+
+async def pause(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Freeze all processes of the container."""
+    container = _container(connection, request)
+    if container.state.fields["status"] not in (RUNNING, CREATED):
+        raise StateError(f"container not running: {container.state.fields['status']}")
+    await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": True})
+    container.set_status(PAUSED)
+
+
+async def resume(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Let a paused container go on."""
+    container = _container(connection, request)
+    if container.state.fields["status"] != PAUSED:
+        raise StateError("container not paused")
+    await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
+    container.set_status(RUNNING)
+
+
+async def processes(
+    connection: Connection, request: dict[str, Any], fds: list[int]
+) -> list[dict[str, Any]]:
+    """The container's processes as the guest sees them."""
+    container = _container(connection, request)
+    found: list[dict[str, Any]] = await connection.sandbox.agent.call(
+        "processes", {"id": container.id}
+    )
+    return found
+
+
+OPERATIONS: dict[str, Operation] = {
+    "start": start,
+    "kill": kill,
+    "exec": execute,
+    "pause": pause,
+    "resume": resume,
+    "ps": processes,
+}

@@ -1,0 +1,53 @@
+"""The supervisor's side of the channel to the `create` that forked it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+from cloche.base.errors import ClocheError
+from cloche.base.loop import READ, Future, Loop, read_some
+
+if TYPE_CHECKING:
+    from cloche.heart.launch import Channel
+
+
+class Parent:
+    """Reports steps to `create`, hears that the hooks have run, notices its end."""
+
+    def __init__(self, loop: Loop, channel: Channel) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._hooks = Future()
+        self._buffer = b""
+        self._open = True
+        os.set_blocking(channel.fd, False)
+        loop.watch(channel.fd, READ, self._on_readable)
+
+    def hooks_done(self) -> Future:
+        """Completes once the hooks of the runtime namespace have run; fails if `create` ends."""
+        return self._hooks
+
+    def created(self, warnings: list[str], marks: list[tuple[str, int]]) -> None:
+        """The container exists; `create` may return."""
+        self._send({"event": "created", "warnings": warnings, "timings": marks})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._open:
+            self._channel.send(message)
+
+    def _on_readable(self, _events: int) -> None:
+        data = read_some(self._channel.fd)
+        if data == b"":
+            self._loop.unwatch(self._channel.fd)
+            self._open = False
+            self._hooks.fail(ClocheError("create: given up by its caller"))
+            return
+        self._buffer += data or b""
+        while b"\n" in self._buffer:
+            line, self._buffer = self._buffer.split(b"\n", 1)
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("event") == "hooks done":
+                    self._hooks.set()

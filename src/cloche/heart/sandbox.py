@@ -1,0 +1,220 @@
+"""A sandbox: one VM, its agent and its containers. Every door is a translation onto this class."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+from cloche.base.errors import ClocheError, StateError
+from cloche.base.loop import Loop
+from cloche.heart.agent import Agent
+from cloche.heart.container import Container
+from cloche.heart.control import ControlServer
+from cloche.heart.parent import Parent
+from cloche.heart.signals import watch_signals
+from cloche.host.dns import DnsRelay, loopback_nameservers
+from cloche.host.network import connect, scan, user_mode_network
+from cloche.host.share import GUEST_SHARE
+from cloche.model.state import RUNNING, STOPPED
+from cloche.vmm.argv import SHARE_TAG
+
+if TYPE_CHECKING:
+    from cloche.heart.launch import Channel, Request
+    from cloche.host.share import Share
+    from cloche.host.taps import Tap
+    from cloche.vmm.vm import Vm
+    from cloche.wire.messages import Event
+
+AGENT_TIMEOUT_S = 90.0
+KILL_TIMEOUT_S = 5.0
+STATUS_VM_DIED = 137
+# msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
+# attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
+SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
+
+
+class Sandbox:
+    """One VM and the containers in it, from the launch of QEMU to the end of the last one."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        request: Request,
+        vm: Vm,
+        share: Share,
+        taps: list[Tap],
+        channel: Channel,
+    ) -> None:
+        self.loop = loop
+        self.request = request
+        self.vm = vm
+        self.share = share
+        self.taps = taps
+        self.memory_mib = 0
+        self.warnings: list[str] = []
+        self.agent = Agent(vm, self._on_event)
+        self.containers: dict[str, Container] = {}
+        self.parent = Parent(loop, channel)
+        self.control: ControlServer | None = None
+        self.guest_share = GUEST_SHARE
+        self._dns: DnsRelay | None = None
+        self._numbers = 0
+
+    def next_number(self) -> int:
+        """A number never given before in this sandbox."""
+        self._numbers += 1
+        return self._numbers
+
+    async def run(self) -> int:
+        """Bring the first container up, serve until it ends; returns its exit code."""
+        container = Container(self, self.request)
+        self.containers[container.id] = container
+        container.prepare()
+        self.request.timings.mark("plan ready")
+        await self._open_guest(container)
+        self._serve(container)
+        container.save_created()
+        self.parent.created(self.warnings, self.request.timings.marks)
+        try:
+            code = int(await container.init.exited)
+        except ClocheError:
+            code = STATUS_VM_DIED
+        await self._shut_down(container)
+        return code
+
+    async def _open_guest(self, container: Container) -> None:
+        """From a running VM to a container that waits for `start`; requests are pipelined."""
+        guard = self.loop.call_later(
+            AGENT_TIMEOUT_S,
+            lambda: self.vm.running.fail(self.vm.failure(f"no answer in {AGENT_TIMEOUT_S:.0f} s")),
+        )
+        await self.vm.running
+        self.request.timings.mark("VM resumed")
+        steps = [self.agent.hello(), self.agent.call("renew", self._renewal(container))]
+        steps.append(self.agent.call("mount", _share_mount()))
+        if self.request.image:
+            steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
+        await self.parent.hooks_done()
+        self.request.timings.mark("hooks done")
+        network = self._network(container)
+        if network is not None:
+            steps.append(self.agent.call("network", network))
+        steps.append(container.create())
+        timer = self.loop.call_later(AGENT_TIMEOUT_S, self._agent_is_silent)
+        try:
+            for step in steps:
+                await step
+        finally:
+            timer.cancel()
+            guard.cancel()
+        container.created(steps[-1].value)
+        self.request.timings.mark("container created")
+
+    def _agent_is_silent(self) -> None:
+        self.warnings.append(str(self.vm.failure("the agent does not answer")))
+        self.vm.kill()
+
+    def _renewal(self, container: Container) -> dict[str, Any]:
+        """What a clone must not share with its template: clock, random state, names."""
+        return {
+            "realtime_ns": time.time_ns(),
+            "seed": os.urandom(64),
+            "hostname": container.config.hostname or container.id[:63],
+            "machine_id": os.urandom(16).hex(),
+        }
+
+    def _network(self, container: Container) -> dict[str, Any] | None:
+        """The `network` request for what the namespace holds; None for a loopback only."""
+        servers = loopback_nameservers(container.resolv_conf())
+        if not self.taps:
+            if not self.request.has_user_network():
+                return None
+            network: dict[str, Any] = {**user_mode_network(), "dns_relay": []}
+            return network
+        if self.request.has_own_empty_network():
+            return None
+        found = scan()
+        self.warnings += found.warnings
+        if not found.interfaces:
+            return None
+        network = {**connect(found, self.taps), "dns_relay": servers}
+        if servers:
+            self._dns = DnsRelay(self.loop, servers, self._answer_dns)
+        return network
+
+    def _answer_dns(self, query: int, data: bytes) -> None:
+        self.agent.call("dns_reply", {"query": query, "data": data})
+
+    def _serve(self, container: Container) -> None:
+        watch_signals(self.loop, lambda number: self._on_signal(container, number))
+        self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
+
+    def _on_signal(self, container: Container, number: int) -> None:
+        if number == signal.SIGWINCH:
+            container.init.resize(*container.init.size)
+        else:
+            container.init.signal(number)
+
+    def _on_event(self, event: Event) -> None:
+        if event.name == "exit":
+            container = self.containers.get(str(event.fields.get("id")))
+            if container is not None:
+                container.on_exit(event.fields.get("exec_id"), int(event.fields["status"]))
+        elif event.name == "dns_query" and self._dns is not None:
+            fields = event.fields
+            self._dns.query(
+                int(fields["query"]), str(fields["server"]), bool(fields["tcp"]), fields["data"]
+            )
+        elif event.name == "oom":
+            self._on_oom(event)
+        elif event.name == "log":
+            self.warnings.append(f"guest: {event.fields.get('message')}")
+
+    def _on_oom(self, event: Event) -> None:
+        container = self.containers.get(str(event.fields.get("id")))
+        if container is not None:
+            container.oom_kills = int(event.fields["count"])
+
+    def find(self, container_id: str) -> Container:
+        """The container *container_id*; StateError when this VM has none of that name."""
+        container = self.containers.get(container_id)
+        if container is None:
+            raise StateError(f"container {container_id}: not in this sandbox")
+        return container
+
+    def kill_soon(self) -> None:
+        """End the VM if the guest has not obeyed a SIGKILL within a few seconds."""
+        self.loop.call_later(KILL_TIMEOUT_S, self.vm.kill)
+
+    async def _shut_down(self, container: Container) -> None:
+        self.vm.kill()
+        container.state.fields["status"] = STOPPED
+        if self.control is not None:
+            self.control.finish()
+        await self.vm.exited
+
+    def close(self) -> None:
+        """End the VM if it still runs; everything else ends with this process."""
+        self.vm.kill()
+        if self.vm.pid:
+            self.loop.run_until(self.vm.exited)
+
+    async def started(self, container: Container) -> None:
+        """Bookkeeping once the container's program runs."""
+        container.state.fields["status"] = RUNNING
+        container.state.save()
+
+
+def _share_mount() -> dict[str, Any]:
+    return {
+        "source": SHARE_TAG,
+        "target": GUEST_SHARE,
+        "type": "9p",
+        "flags": 0,
+        "data": SHARE_OPTIONS,
+        "propagation": 0,
+        "kind": "dir",
+        "tmpcopyup": False,
+    }

@@ -1,0 +1,34 @@
+"""Signals as readable bytes: those sent to a process that stands for one in the guest."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from cloche.base.loop import READ, Loop, read_some
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# What cannot be caught, or is about us and not about the container.
+OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
+FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
+
+def watch_signals(loop: Loop, handler: Callable[[int], object]) -> None:
+    """Call *handler* with the number of each signal that arrives at this process."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    for number in signal.valid_signals() - OWN - FATAL:
+        signal.signal(number, _noted)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def arrived(_: int) -> None:
+        for number in read_some(read_end) or b"":
+            handler(number)
+
+    loop.watch(read_end, READ, arrived)
+
+
+def _noted(number: int, frame: object) -> None:
+    """Python writes the number to the wake-up descriptor before it calls this."""

@@ -1,0 +1,120 @@
+"""The supervisor: the process that stands for a container and owns its VM.
+
+`supervise` reads as the story of a start: namespaces, share, QEMU; then, while QEMU starts, the
+imports and the plan; then guest, network, container; then it serves until the container's end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from cloche.base import syscalls
+from cloche.base.errors import ClocheError
+from cloche.base.files import read_text
+from cloche.base.loop import Loop
+from cloche.heart.launch import HOST_NETWORK, NEW_NETWORK, Channel, Request
+from cloche.heart.machine import start_machine
+from cloche.host import cgroup
+from cloche.host.share import Share
+from cloche.vmm.argv import NIC_SLOTS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cloche.heart.sandbox import Sandbox
+    from cloche.host.taps import Tap
+
+MIB = 1 << 20
+# What QEMU and the supervisor may use beside the guest's memory.
+HOST_OVERHEAD = 256 * MIB
+STATUS_VM_DIED = 137
+
+
+def supervise(request: Request, channel_fd: int) -> int:
+    """Run one sandbox to its end; returns the exit status of its container."""
+    channel = Channel(channel_fd)
+    loop = Loop()
+    sandbox: Sandbox | None = None
+    try:
+        share, taps = _enter(request)
+        vm, shape, warnings = start_machine(
+            loop, request, share.directory, taps=[tap.fd for tap in taps]
+        )
+        request.timings.mark("QEMU started")
+        for tap in taps:
+            os.close(tap.fd)
+        channel.send({"event": "namespaces", "pid": os.getpid()})
+        # From here on QEMU runs beside us: the expensive imports cost no time.
+        from cloche.heart.sandbox import Sandbox
+
+        sandbox = Sandbox(loop, request, vm, share, taps, channel)
+        sandbox.warnings += warnings
+        sandbox.memory_mib = shape.memory
+        status: int = loop.run_until(loop.start(sandbox.run()))
+    except ClocheError as error:
+        channel.send({"event": "error", "message": error.message, "hint": error.hint})
+        status = 1
+    except Exception as error:  # a bug of ours: say so instead of a traceback in a dead process
+        channel.send({"event": "error", "message": f"internal error: {error!r}", "hint": ""})
+        _log_traceback(request)
+        status = 1
+    finally:
+        if sandbox is not None:
+            sandbox.close()
+    return status
+
+
+def _enter(request: Request) -> tuple[Share, list[Tap]]:
+    """Become the container's host side: session, cgroup, namespaces, share, taps."""
+    syscalls.prctl_name("cloche")
+    if not request.foreground:
+        os.setsid()
+    cgroup.join(
+        cgroup.relative_path(request.glance.cgroups_path, request.id),
+        request.memory_mib() * MIB + HOST_OVERHEAD,
+    )
+    has_taps = _enter_network(request)
+    share = Share(os.path.join(request.directory, "share"))
+    share.enter()
+    if not has_taps:
+        return share, []
+    from cloche.host.taps import open_taps
+
+    return share, open_taps(NIC_SLOTS)
+
+
+def _enter_network(request: Request) -> bool:
+    """Enter or make the container's network namespace; False when there is none of its own."""
+    network = request.glance.network
+    if network == HOST_NETWORK or request.user_network:
+        return False
+    if network == NEW_NETWORK:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        return True
+    try:
+        fd = os.open(network, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ClocheError(
+            f"network namespace {network}: {(error.strerror or '').lower()}",
+            hint="linux.namespaces in config.json names it; is its owner gone?",
+        ) from None
+    try:
+        syscalls.setns(fd, syscalls.CLONE_NEWNET)
+    except OSError:
+        raise ClocheError(f"network namespace {network}: not a network namespace") from None
+    finally:
+        os.close(fd)
+    return True
+
+
+def _log_traceback(request: Request) -> None:
+    import traceback
+
+    with (
+        contextlib.suppress(OSError),
+        open(os.path.join(request.directory, "traceback.log"), "w", encoding="utf-8") as file,
+    ):
+        traceback.print_exc(file=file)
+    text = read_text(os.path.join(request.directory, "traceback.log"))
+    if text and os.environ.get("CLOCHE_DEBUG"):
+        os.write(2, text.encode())

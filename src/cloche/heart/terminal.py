@@ -1,0 +1,85 @@
+"""Pseudo-terminals on the host: the engine holds the master, we relay the slave, raw.
+
+The guest's own pty does echo, line editing and Ctrl-C; ours only carries bytes, the window size
+and the hang-up. Imported by `run` and `exec` too: nothing but termios, fcntl and os.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import struct
+import termios
+
+from cloche.base.errors import ClocheError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def make_raw(fd: int) -> list[Any]:
+    """Put the terminal *fd* into raw mode (cfmakeraw(3)); returns its settings before."""
+    before = termios.tcgetattr(fd)
+    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(fd)
+    iflag &= ~(
+        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
+        | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
+    )  # fmt: skip
+    oflag &= ~termios.OPOST
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    termios.tcsetattr(fd, termios.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
+    return before
+
+
+def restore(fd: int, settings: list[Any]) -> None:
+    """Undo make_raw."""
+    termios.tcsetattr(fd, termios.TCSADRAIN, settings)
+
+
+def window_size(fd: int) -> tuple[int, int]:
+    """Rows and columns of the terminal *fd*; 0, 0 when it is none."""
+    try:
+        answer = fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+    except OSError:
+        return 0, 0
+    rows, columns, _, _ = struct.unpack("HHHH", answer)
+    return rows, columns
+
+
+def set_window_size(fd: int, rows: int, columns: int) -> None:
+    """Give the terminal *fd* a size."""
+    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def open_console(console_socket: str, size: tuple[int, int]) -> int:
+    """Make a pty, send its master to the engine's *console_socket*, return the raw slave.
+
+    The slave becomes the controlling terminal of this session, so that the engine's changes of
+    the window size arrive here as SIGWINCH.
+    """
+    import _socket
+
+    master, slave = os.openpty()
+    make_raw(slave)
+    if size[0] and size[1]:
+        set_window_size(slave, *size)
+    name = os.ttyname(slave).encode()
+    with_socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        with_socket.connect(console_socket)
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [master]).tobytes())
+        with_socket.sendmsg([name], [rights])
+    except OSError as error:
+        os.close(slave)
+        raise ClocheError(
+            f"console socket {console_socket}: {(error.strerror or '').lower()}",
+            hint="the engine must listen on it before it calls create or exec",
+        ) from None
+    finally:
+        with_socket.close()
+        os.close(master)
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    return slave

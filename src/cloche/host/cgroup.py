@@ -1,0 +1,94 @@
+"""The host's cgroup of a sandbox: supervisor and QEMU live where the engine expects them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from cloche.base.errors import ClocheError
+from cloche.base.files import read_text
+
+ROOT = "/sys/fs/cgroup"
+
+
+def relative_path(cgroups_path: str, container_id: str) -> str:
+    """linux.cgroupsPath as a path below a hierarchy's root, without the leading slash.
+
+    `slice:prefix:name` (systemd's notation) becomes the path systemd would use.
+    """
+    if not cgroups_path:
+        return f"cloche/{container_id}"
+    if cgroups_path.count(":") == 2:
+        slice_name, prefix, name = cgroups_path.split(":")
+        scope = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+        return os.path.join(_slice_path(slice_name or "system.slice"), scope)
+    path = os.path.normpath("/" + cgroups_path).lstrip("/")
+    if not path:
+        raise ClocheError(f"cgroupsPath {cgroups_path!r}: names the root")
+    return path
+
+
+def _slice_path(name: str) -> str:
+    """`a-b.slice` lies at a.slice/a-b.slice (systemd.slice(5))."""
+    parts = name.removesuffix(".slice").split("-")
+    return "/".join("-".join(parts[: count + 1]) + ".slice" for count in range(len(parts)))
+
+
+def hierarchies() -> list[str]:
+    """The mount points of the host's hierarchies: each v1 controller's, or the one of v2."""
+    if os.path.exists(os.path.join(ROOT, "cgroup.controllers")):
+        return [ROOT]
+    found = []
+    for name in os.listdir(ROOT) if os.path.isdir(ROOT) else []:
+        path = os.path.join(ROOT, name)
+        if not os.path.islink(path) and os.path.exists(os.path.join(path, "cgroup.procs")):
+            found.append(path)
+    return sorted(found)
+
+
+def join(path: str, memory_limit: int) -> None:
+    """Make *path* in every hierarchy and move this process there.
+
+    *memory_limit* in bytes bounds the whole VM, QEMU included. A controller that cannot be
+    used (a read-only or foreign hierarchy) is left out; the container runs all the same.
+    """
+    pid = str(os.getpid()).encode()
+    for hierarchy in hierarchies():
+        directory = os.path.join(hierarchy, path)
+        with contextlib.suppress(OSError):
+            os.makedirs(directory, exist_ok=True)
+            if hierarchy.endswith("/cpuset"):
+                _inherit_cpuset(hierarchy, path)
+            for name in ("memory.limit_in_bytes", "memory.max"):
+                if os.path.exists(os.path.join(directory, name)):
+                    _write(os.path.join(directory, name), str(memory_limit).encode())
+            _write(os.path.join(directory, "cgroup.procs"), pid)
+
+
+def _inherit_cpuset(hierarchy: str, path: str) -> None:
+    """cpuset of cgroup v1 starts empty, and nothing can join before it has CPUs and memory."""
+    parent = hierarchy
+    for part in path.split("/"):
+        child = os.path.join(parent, part)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if not (read_text(os.path.join(child, name)) or "").strip():
+                inherited = read_text(os.path.join(parent, name)) or ""
+                _write(os.path.join(child, name), inherited.encode())
+        parent = child
+
+
+def remove(path: str) -> None:
+    """Remove *path* and what lies below it in every hierarchy; harmless where it is gone."""
+    for hierarchy in hierarchies():
+        top = os.path.join(hierarchy, path)
+        for directory, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data)
+    finally:
+        os.close(fd)

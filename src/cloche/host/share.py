@@ -1,0 +1,46 @@
+"""What the guest sees of the host: bind mounts below one directory, exported over 9p.
+
+They are made in the supervisor's own mount namespace, so they vanish with it and are never seen
+on the host. The directory is a shared mount, so that what is bound later reaches QEMU too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from cloche.base import syscalls
+from cloche.base.errors import ClocheError
+
+GUEST_SHARE = "/run/share"
+
+
+class Share:
+    """The exported directory of one sandbox."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def enter(self) -> None:
+        """Leave the host's mount namespace (mounts still arrive from it) and set the share up."""
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        # A tmpfs of our own: mount points made in it leave nothing behind on the host.
+        syscalls.mount("cloche", self.directory, "tmpfs", data="mode=0755,size=1m")
+        syscalls.mount("", self.directory, flags=syscalls.MS_SHARED)
+
+    def bind(self, source: str, name: str) -> str:
+        """Bind the host's *source* (a folder or file) at *name*; returns the path in the guest."""
+        target = os.path.join(self.directory, name)
+        try:
+            if os.path.isdir(source):
+                os.makedirs(target, exist_ok=True)
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+            syscalls.mount(source, target, flags=syscalls.MS_BIND | syscalls.MS_REC)
+        except OSError as error:
+            raise ClocheError(
+                f"share: cannot bind {source}: {(error.strerror or '').lower()}"
+            ) from None
+        return os.path.join(GUEST_SHARE, name)

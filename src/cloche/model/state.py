@@ -1,0 +1,134 @@
+"""A container's state on disk: `<root>/<id>/state.json`, written atomically by its supervisor.
+
+Imported by every verb: json, os and nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from cloche.base.errors import ClocheError, ConfigError, NotFoundError
+from cloche.base.files import read_text, write_atomically
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+OCI_VERSION = "1.2.0"
+DEFAULT_ROOT = "/run/cloche"
+
+CREATING = "creating"
+CREATED = "created"
+RUNNING = "running"
+PAUSED = "paused"
+STOPPED = "stopped"
+
+# As runc: letters, digits and _+-. only, so that an id is always one file name.
+_ID = re.compile(r"^[A-Za-z0-9_+.-]{1,1024}$")
+
+
+def check_id(container_id: str) -> str:
+    """The id itself; ConfigError when it cannot name a container."""
+    if not _ID.match(container_id) or container_id in (".", ".."):
+        raise ConfigError(
+            f"container id {container_id!r}: invalid id format",
+            hint="use letters, digits and the characters _ + - .",
+        )
+    return container_id
+
+
+def process_start_time(pid: int) -> int:
+    """Clock ticks from boot to the start of *pid* (proc(5), stat field 22); 0 when it is gone.
+
+    A zombie counts as gone.
+    """
+    text = read_text(f"/proc/{pid}/stat") if pid > 0 else None
+    if not text:
+        return 0
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+class State:
+    """What is known of a container; `status` as it is on disk, `current_status` as it is now."""
+
+    def __init__(self, root: str, container_id: str, fields: dict[str, Any]) -> None:
+        self.root = root
+        self.id = container_id
+        self.fields = fields
+
+    @property
+    def directory(self) -> str:
+        """The container's directory below the root."""
+        return os.path.join(self.root, self.id)
+
+    @property
+    def pid(self) -> int:
+        """The process that stands for the container; 0 once it has ended."""
+        return int(self.fields.get("pid", 0)) if self.is_alive() else 0
+
+    def is_alive(self) -> bool:
+        """Whether that process lives (and is the same one, not a later user of its pid)."""
+        started = process_start_time(int(self.fields.get("pid", 0)))
+        return started != 0 and started == self.fields.get("pid_start")
+
+    def current_status(self) -> str:
+        """The status now: what a dead process left behind is `stopped`."""
+        return str(self.fields["status"]) if self.is_alive() else STOPPED
+
+    def save(self) -> None:
+        """Write the file."""
+        path = os.path.join(self.directory, "state.json")
+        write_atomically(path, json.dumps(self.fields).encode())
+
+    def oci(self) -> dict[str, Any]:
+        """The state as the OCI runtime specification wants it (runtime.md, state)."""
+        return {
+            "ociVersion": OCI_VERSION,
+            "id": self.id,
+            "status": self.current_status(),
+            "pid": self.pid,
+            "bundle": self.fields["bundle"],
+            "annotations": self.fields.get("annotations") or {},
+        }
+
+    def runc(self) -> dict[str, Any]:
+        """The state as `runc state` prints it."""
+        return {
+            "ociVersion": OCI_VERSION,
+            "id": self.id,
+            "pid": self.pid,
+            "status": self.current_status(),
+            "bundle": self.fields["bundle"],
+            "rootfs": self.fields["rootfs"],
+            "created": self.fields["created"],
+            "annotations": self.fields.get("annotations") or {},
+            "owner": "",
+        }
+
+
+def load_state(root: str, container_id: str) -> State:
+    """The state of a container; NotFoundError when there is none."""
+    check_id(container_id)
+    path = os.path.join(root, container_id, "state.json")
+    text = read_text(path)
+    if text is None:
+        # containerd and Docker look for these words.
+        raise NotFoundError(f"container {container_id}: container does not exist")
+    try:
+        return State(root, container_id, json.loads(text))
+    except ValueError as error:
+        raise ClocheError(
+            f"{path}: damaged state file: {error}", hint="cloche delete --force removes it"
+        ) from None
+
+
+def list_states(root: str) -> list[State]:
+    """All containers below *root*, by id."""
+    states = []
+    for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
+        if os.path.exists(os.path.join(root, name, "state.json")):
+            states.append(load_state(root, name))
+    return states

@@ -1,0 +1,188 @@
+"""QEMU's command line, as one pure function: the only place that spells QEMU options.
+
+A VM has the same devices at boot, at save and at restore; what differs is what stands behind
+them. These are the *slots*: taps, block images, the share, the agent's socket.
+"""
+
+from __future__ import annotations
+
+NIC_SLOTS = 3
+BLOCK_SLOTS = 2
+AGENT_PORT = "cloche.agent"
+SHARE_TAG = "cloche"
+# Template and clones carry these; the agent tells the slots apart by them, then sets the real ones.
+MAC_PREFIX = "52:54:00:c1:0c:"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Machine:
+    """Everything that QEMU is told about one VM; descriptors are numbers in QEMU's own table.
+
+    *memory* is in MiB. *memory_shared* maps the memory file shared (a template being made),
+    else copy-on-write (a clone); with no file the memory is anonymous (a cold boot). *incoming*
+    says that the state is loaded through QMP; a kernel is then not given.
+    """
+
+    def __init__(
+        self,
+        *,
+        qemu: str,
+        machine: str,
+        accel: str,
+        cpus: int,
+        memory: int,
+        agent_fd: int,
+        qmp_fd: int,
+        console_fd: int,
+        kernel: str = "",
+        initramfs: str = "",
+        cmdline: str = "",
+        memory_file: str = "",
+        memory_shared: bool = False,
+        incoming: bool = False,
+        share: str = "",
+        tap_fds: Sequence[int] = (),
+        user_network: bool = False,
+        images: Sequence[str] = (),
+    ) -> None:
+        self.qemu = qemu
+        self.machine = machine
+        self.accel = accel
+        self.cpus = cpus
+        self.memory = memory
+        self.agent_fd = agent_fd
+        self.qmp_fd = qmp_fd
+        self.console_fd = console_fd
+        self.kernel = kernel
+        self.initramfs = initramfs
+        self.cmdline = cmdline
+        self.memory_file = memory_file
+        self.memory_shared = memory_shared
+        self.incoming = incoming
+        self.share = share
+        self.tap_fds = tap_fds
+        self.user_network = user_network
+        self.images = images
+
+
+def quote(value: str) -> str:
+    """A value inside a comma-separated QEMU option: commas are doubled."""
+    return value.replace(",", ",,")
+
+
+def qemu_argv(vm: Machine) -> list[str]:
+    """The argument vector of QEMU for *vm*."""
+    bus = "device" if vm.machine == "microvm" else "pci"
+    return [
+        vm.qemu,
+        *("-name", "cloche"),
+        # No configuration files, no default devices, no window.
+        *("-no-user-config", "-nodefaults", "-display", "none"),
+        # A panicking guest reboots at once (panic=-1), and that ends QEMU.
+        "-no-reboot",
+        # QEMU forks and execs nothing, gains no privilege, changes no scheduling.
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        *_machine(vm),
+        *_memory(vm),
+        *_boot(vm),
+        *_channels(vm, bus),
+        *_share(vm, bus),
+        *_nics(vm, bus),
+        *_disks(vm, bus),
+    ]
+
+
+def _machine(vm: Machine) -> list[str]:
+    options = [vm.machine, f"accel={vm.accel}", "memory-backend=ram"]
+    if vm.machine == "microvm":
+        # Option ROMs only delay a direct kernel boot; stock kernels find virtio-mmio by ACPI.
+        options += ["x-option-roms=off", "acpi=on", "rtc=on"]
+    cpu = "host" if vm.accel == "kvm" else "max"
+    return ["-M", ",".join(options), "-cpu", cpu, "-smp", str(vm.cpus), "-m", f"{vm.memory}M"]
+
+
+def _memory(vm: Machine) -> list[str]:
+    if not vm.memory_file:
+        return ["-object", f"memory-backend-ram,id=ram,size={vm.memory}M"]
+    share = "on" if vm.memory_shared else "off"
+    path = quote(vm.memory_file)
+    return [
+        "-object",
+        f"memory-backend-file,id=ram,size={vm.memory}M,mem-path={path},share={share}",
+    ]
+
+
+def _boot(vm: Machine) -> list[str]:
+    if vm.incoming:
+        return ["-incoming", "defer"]
+    return ["-kernel", vm.kernel, "-initrd", vm.initramfs, "-append", vm.cmdline]
+
+
+def _channels(vm: Machine, bus: str) -> list[str]:
+    return [
+        *("-chardev", f"socket,id=qmp,fd={vm.qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=console,fd={vm.console_fd}", "-serial", "chardev:console"),
+        *("-device", f"virtio-serial-{bus},id=serial"),
+        *("-chardev", f"socket,id=agent,fd={vm.agent_fd}"),
+        *("-device", f"virtserialport,bus=serial.0,chardev=agent,id=agent,name={AGENT_PORT}"),
+    ]
+
+
+def _share(vm: Machine, bus: str) -> list[str]:
+    # passthrough keeps owners and modes as they are; remap keeps inode numbers of the several
+    # file systems that are bind-mounted below the share apart.
+    return [
+        "-fsdev",
+        f"local,id=share,path={quote(vm.share)},security_model=passthrough,multidevs=remap",
+        *("-device", f"virtio-9p-{bus},fsdev=share,mount_tag={SHARE_TAG}"),
+    ]
+
+
+def _nics(vm: Machine, bus: str) -> list[str]:
+    argv: list[str] = []
+    for slot in range(NIC_SLOTS):
+        if slot < len(vm.tap_fds):
+            backend = f"tap,id=net{slot},fd={vm.tap_fds[slot]}"
+        elif slot == 0 and vm.user_network:
+            backend = "user,id=net0"
+        else:
+            # A hub with this one port: what is sent goes nowhere.
+            backend = f"hubport,id=net{slot},hubid={slot}"
+        mac = f"{MAC_PREFIX}{slot:02x}"
+        # rombar would load an iPXE image for each PCI card.
+        rom = ",romfile=" if bus == "pci" else ""
+        argv += ["-netdev", backend]
+        argv += ["-device", f"virtio-net-{bus},netdev=net{slot},mac={mac}{rom}"]
+    return argv
+
+
+def _disks(vm: Machine, bus: str) -> list[str]:
+    argv: list[str] = []
+    for slot in range(BLOCK_SLOTS):
+        node = f"node-name=slot{slot},read-only=on"
+        if slot < len(vm.images):
+            image = quote(vm.images[slot])
+            backend = f"driver=raw,{node},file.driver=file,file.filename={image}"
+        else:
+            backend = f"driver=null-co,{node},size={1 << 40},read-zeroes=on"
+        argv += ["-blockdev", backend]
+        argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial=cloche{slot}"]
+    return argv
+
+
+def kernel_cmdline(*, accel: str, tsc_khz: int) -> str:
+    """The guest kernel's command line.
+
+    The guest's only secrets come from its own containers, which share one trust domain, so the
+    mitigations between guest processes buy little and cost each system call (docs/guest.md).
+    """
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", "mitigations=off"]
+    words += ["random.trust_cpu=on", "8250.nr_uarts=1", "cgroup_no_v1=all"]
+    if accel == "tcg":
+        # Under TCG the guest may hang calibrating the TSC, which is the host's own.
+        words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable", "no_timer_check"]
+    return " ".join(words)

@@ -1,0 +1,79 @@
+"""The one function that starts QEMU, and what it is shut off from before it runs."""
+
+from __future__ import annotations
+
+import os
+
+from cloche.base import syscalls
+from cloche.base.errors import ClocheError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FIRST_FD = 3
+
+
+def launch_qemu(argv: list[str], fds: Sequence[int], log: str) -> int:
+    """Start QEMU and return its pid (as seen from here).
+
+    *fds* become descriptors 3, 4, … of QEMU, in this order; it has no others but /dev/null as
+    input and the file *log* as output. It runs as pid 1 of its own pid namespace, in its own
+    mount, ipc and uts namespaces, can gain no privileges, and dies with its parent.
+    """
+    if not os.access(argv[0], os.X_OK):
+        raise ClocheError(
+            f"QEMU: {argv[0]} is missing or not executable",
+            hint="install qemu-system-x86, or set qemu in /etc/cloche/config.toml",
+        )
+    own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    parent = os.getpid()
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+        pid = os.fork()
+        if pid == 0:
+            _become_qemu(argv, fds, log_fd)
+        # Children to come belong to our own pid namespace again.
+        syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
+    finally:
+        os.close(own_pid_ns)
+        os.close(log_fd)
+    if os.getpid() != parent:
+        raise AssertionError("the child of launch_qemu returned")
+    return pid
+
+
+def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int) -> None:
+    """In the child: shut everything that is cheap to shut, then exec; never returns."""
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+        os.setsid()
+        syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
+        # Slave: bind mounts made below the share later still arrive here, none goes back.
+        syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        _arrange_descriptors(fds, log_fd)
+        os.chdir("/")
+        os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+    except BaseException as error:
+        os.write(log_fd, f"cannot start QEMU: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
+    # Move everything out of the way first: a target number may be one of the sources.
+    high = 64
+    moved = []
+    for number, fd in enumerate([*fds, log_fd]):
+        os.dup2(fd, high + number, inheritable=False)
+        moved.append(high + number)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(moved[-1], 1)
+    os.dup2(moved[-1], 2)
+    for number, fd in enumerate(moved[:-1]):
+        os.dup2(fd, FIRST_FD + number)
+    # What was inherited from the engine is none of QEMU's business.
+    os.closerange(FIRST_FD + len(fds), 4096)

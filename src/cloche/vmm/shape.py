@@ -1,0 +1,85 @@
+"""Shapes: the few VM sizes that exist, and which one a container gets.
+
+A template is saved per shape, so sizes come in steps: few templates, most starts warm.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+
+DEFAULT_CPUS = 1
+DEFAULT_MEMORY = 2048
+# What the guest's kernel and agent need beside the container's own limit, MiB.
+GUEST_OVERHEAD = 96
+SMALLEST_MEMORY = 256
+MIB = 1 << 20
+
+
+class Shape:
+    """What a template is made for: change any of it and the template is another one."""
+
+    __slots__ = ("accel", "cpus", "guest_key", "machine", "memory", "qemu")
+
+    def __init__(
+        self, *, qemu: str, machine: str, accel: str, cpus: int, memory: int, guest_key: str
+    ) -> None:
+        self.qemu = qemu
+        self.machine = machine
+        self.accel = accel
+        self.cpus = cpus
+        self.memory = memory
+        self.guest_key = guest_key
+
+    def identity(self) -> list[str]:
+        """All that a template depends on: a changed QEMU or host CPU makes it another one."""
+        try:
+            stat = os.stat(self.qemu)
+            qemu = f"{self.qemu} {stat.st_size} {stat.st_mtime_ns}"
+        except OSError:
+            qemu = self.qemu
+        size = f"{self.cpus} cpu, {self.memory} MiB"
+        return [FORMAT, qemu, self.machine, self.accel, size, self.guest_key, _host_cpu()]
+
+    def directory_name(self) -> str:
+        """A readable name; its checksum keeps templates of one size but different origin apart.
+
+        (zlib costs nothing to import, hashlib 4 ms; the manifest holds the whole identity.)
+        """
+        checksum = zlib.crc32("\0".join(self.identity()).encode())
+        return f"{self.machine}-{self.accel}-{self.cpus}cpu-{self.memory}m-{checksum:08x}"
+
+
+# Raised when the devices or the kernel command line of vmm/argv.py change.
+FORMAT = "1"
+
+
+def _host_cpu() -> str:
+    """The host's CPU model: a template holds the CPU features the guest found."""
+    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        # The first processor's entry is enough: the whole file takes milliseconds on big hosts.
+        for line in file.read(1024).splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return ""
+
+
+def memory_step(limit: int | None) -> int:
+    """The VM's memory in MiB for a container limited to *limit* bytes (None: no limit).
+
+    Doubling steps from 256 MiB; the guest's own needs come on top of the limit.
+    """
+    if limit is None:
+        return DEFAULT_MEMORY
+    wanted = -(-limit // MIB) + GUEST_OVERHEAD
+    step = SMALLEST_MEMORY
+    while step < wanted:
+        step *= 2
+    return step
+
+
+def cpu_count(cpus: float | None, available: int) -> int:
+    """vCPUs for a limit of *cpus* (None: no limit), never more than the host has."""
+    if cpus is None:
+        return DEFAULT_CPUS
+    return max(1, min(available, -int(-cpus // 1)))

@@ -1,0 +1,252 @@
+"""One running VM: QEMU's process, its monitor, its console and the agent's byte stream."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+
+from cloche.base.errors import BootError
+from cloche.base.files import read_text
+from cloche.base.loop import READ, WRITE, Future, Loop, read_some
+from cloche.vmm.argv import Machine, qemu_argv
+from cloche.vmm.launch import FIRST_FD, launch_qemu
+from cloche.wire import qmp
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from cloche.vmm.shape import Shape
+
+CONSOLE_KEPT = 16384
+F_SETPIPE_SZ = 1031
+MILESTONE = "cloche-agent: "
+
+# Descriptors in QEMU's table; the taps follow.
+AGENT_FD, QMP_FD, CONSOLE_FD, INCOMING_FD, FIRST_TAP_FD = range(FIRST_FD, FIRST_FD + 5)
+
+
+class Vm:
+    """A VM from launch to death. Attach `on_agent` before the loop runs."""
+
+    def __init__(self, loop: Loop, directory: str) -> None:
+        self.loop = loop
+        self.log = os.path.join(directory, "qemu.log")
+        self.pid = 0
+        self.exited = Future()
+        self.ready = Future()
+        self.running = Future()
+        self.on_agent: Callable[[bytes], None] = lambda data: None
+        self.console = bytearray()
+        self.step = "starting QEMU"
+        self._booting = False
+        self._qmp = qmp.Decoder()
+        self._qmp_replies: list[Future] = []
+        self._out = bytearray()
+        self._agent: socket.socket
+        self._monitor: socket.socket
+        self._console: socket.socket
+
+    def launch(
+        self,
+        shape: Shape,
+        *,
+        share: str,
+        taps: Sequence[int] = (),
+        user_network: bool = False,
+        images: Sequence[str] = (),
+        boot: tuple[str, str, str] | None = None,
+        memory_file: str = "",
+        state: bytes | None = None,
+    ) -> None:
+        """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*."""
+        self._agent, agent = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        self._console, console = socket.socketpair()
+        kernel, initramfs, cmdline = boot or ("", "", "")
+        argv = qemu_argv(
+            Machine(
+                qemu=shape.qemu,
+                machine=shape.machine,
+                accel=shape.accel,
+                cpus=shape.cpus,
+                memory=shape.memory,
+                agent_fd=AGENT_FD,
+                qmp_fd=QMP_FD,
+                console_fd=CONSOLE_FD,
+                kernel=kernel,
+                initramfs=initramfs,
+                cmdline=cmdline,
+                memory_file=memory_file,
+                memory_shared=state is None,
+                incoming=state is not None,
+                share=share,
+                tap_fds=range(FIRST_TAP_FD, FIRST_TAP_FD + len(taps)),
+                user_network=user_network,
+                images=images,
+            )
+        )
+        if state is None:
+            self.step = "booting the guest kernel"
+            self._booting = True
+            incoming = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            self._monitor.sendall(qmp.CAPABILITIES)
+        else:
+            self.step = "restoring the template"
+            incoming = _pipe_with(state)
+            self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
+        fds = [agent.fileno(), monitor.fileno(), console.fileno(), incoming, *taps]
+        self.pid = launch_qemu(argv, fds, self.log)
+        os.close(incoming)
+        for end in (agent, monitor, console):
+            end.close()
+        self._watch()
+
+    def _watch(self) -> None:
+        self._pidfd = os.pidfd_open(self.pid)
+        self.loop.watch(self._pidfd, READ, self._on_exit)
+        for end, handler in (
+            (self._monitor, self._on_monitor),
+            (self._console, self._on_console),
+            (self._agent, self._on_agent),
+        ):
+            end.setblocking(False)
+            self.loop.watch(end.fileno(), READ, handler)
+
+    # ---- the agent's stream
+
+    def send(self, data: bytes) -> None:
+        """Queue *data* for the agent."""
+        waiting = bool(self._out)
+        self._out += data
+        if not waiting:
+            self._flush()
+
+    @property
+    def backlog(self) -> int:
+        """Bytes queued for the agent that QEMU has not taken yet."""
+        return len(self._out)
+
+    def _flush(self) -> None:
+        try:
+            sent = self._agent.send(self._out)
+            del self._out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._out.clear()  # QEMU is gone; its exit is reported through the pidfd
+        events = READ | WRITE if self._out else READ
+        with contextlib.suppress(OSError):
+            self.loop.watch(self._agent.fileno(), events, self._on_agent)
+
+    def _on_agent(self, events: int) -> None:
+        if events & WRITE and self._out:
+            self._flush()
+        if events & ~WRITE:
+            data = read_some(self._agent.fileno(), 262144)
+            if data == b"":
+                self.loop.unwatch(self._agent.fileno())
+            elif data:
+                self.on_agent(data)
+
+    # ---- monitor
+
+    def command(self, name: str, arguments: dict[str, Any] | None = None) -> Future:
+        """Send one QMP command; the future holds what it returns."""
+        future = Future()
+        self._qmp_replies.append(future)
+        self._monitor.sendall(qmp.command(name, arguments))
+        return future
+
+    def _on_monitor(self, _: int) -> None:
+        data = read_some(self._monitor.fileno())
+        if data == b"":
+            self.loop.unwatch(self._monitor.fileno())
+        for message in self._qmp.feed(data or b""):
+            self._on_message(message)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        event = message.get("event")
+        if event == "RESUME":
+            self.step = "waiting for the agent"
+            self.running.set()
+        elif "error" in message:
+            error = self.failure(f"QEMU refused: {message['error'].get('desc')}")
+            if self.running.done and self._qmp_replies:
+                self._qmp_replies.pop(0).fail(error)
+            else:
+                self.running.fail(error)
+        elif "return" in message:
+            if self.running.done and self._qmp_replies:
+                self._qmp_replies.pop(0).set(message["return"])
+            elif self._booting:
+                self.running.set()  # a boot runs by itself; this answers qmp_capabilities
+
+    # ---- console
+
+    def _on_console(self, _: int) -> None:
+        data = read_some(self._console.fileno())
+        if data == b"":
+            self.loop.unwatch(self._console.fileno())
+            return
+        self.console += data or b""
+        del self.console[:-CONSOLE_KEPT]
+        if not self.ready.done and b"cloche-agent: ready" in self.console:
+            self.ready.set()
+
+    # ---- the end
+
+    def kill(self) -> None:
+        """End QEMU at once; `exited` completes when it is gone."""
+        if self.pid and not self.exited.done:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, 9)
+
+    def _on_exit(self, _: int) -> None:
+        self.loop.unwatch(self._pidfd)
+        os.close(self._pidfd)
+        # What the guest said last is still in the sockets: hand it on before the end is told.
+        self._on_console(READ)
+        while data := read_some(self._agent.fileno(), 262144):
+            self.on_agent(data)
+        for end in (self._monitor, self._console, self._agent):
+            self.loop.unwatch(end.fileno())
+            end.close()
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        error = self.failure(f"QEMU ended with {_describe(status)}")
+        for future in (self.running, self.ready, *self._qmp_replies):
+            future.fail(error)
+        self.exited.set(status)
+
+    def failure(self, cause: str) -> BootError:
+        """An error that tells how far the VM came, and what console and QEMU said last."""
+        console = self.console.decode(errors="replace").replace("\r", "")
+        milestones = [line for line in console.splitlines() if line.startswith(MILESTONE)]
+        last = milestones[-1].removeprefix(MILESTONE) if milestones else "none"
+        parts = [f"VM: {self.step}: {cause}; last boot milestone: {last}"]
+        for title, text in (("console", console), ("QEMU", read_text(self.log) or "")):
+            tail = " | ".join(text.strip().splitlines()[-5:])
+            parts.append(f"{title}: {tail[-800:] or '(silent)'}")
+        return BootError(
+            "; ".join(parts), hint="`cloche setup --check` tells whether kernel and template fit"
+        )
+
+
+def _pipe_with(data: bytes) -> int:
+    """A pipe's read end that holds all of *data*; QEMU reads it as its incoming migration.
+
+    `exec:cat FILE` would need QEMU to spawn, which its sandbox forbids, and a regular file does
+    not work as `fd:` (QEMU 7.2).
+    """
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, F_SETPIPE_SZ, max(65536, len(data)))
+    os.write(write_end, data)
+    os.close(write_end)
+    return read_end
+
+
+def _describe(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"
