@@ -31,7 +31,7 @@ from cloche.guest.package import candidate_package
 from cloche.guest.tools import explained_os_errors, new_directory
 
 
-def build_guest(data_root: Path, kernel: Kernel, agent: Path) -> Guest:
+def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
     """Make the guest of *kernel* and *agent*, and make it the current one.
 
     Idempotent: the same kernel and agent give the same key, and what is there is kept. Raises
@@ -41,12 +41,12 @@ def build_guest(data_root: Path, kernel: Kernel, agent: Path) -> Guest:
         plan = resolve(read_index(kernel.modules), kernel=kernel.release)
         # Before reading, so that a file written meanwhile counts as changed.
         agent_print = fingerprint(agent)
-        agent_data = agent.read_bytes()
+        agent_data = Path(agent).read_bytes()
         initramfs = build_initramfs(agent_data, kernel.modules, plan.load)
         agent_print["sha256"] = hashlib.sha256(agent_data).hexdigest()
         key = _guest_key(kernel.vmlinux, initramfs)
         manifest = _manifest(key, kernel, plan, agent_print, len(initramfs))
-        directory = guests_root(data_root) / key
+        directory = Path(guests_root(data_root), key)
         if load_guest(directory) is None:
             with new_directory(directory) as work:
                 _link_or_copy(kernel.vmlinux, work / "vmlinux")
@@ -54,8 +54,8 @@ def build_guest(data_root: Path, kernel: Kernel, agent: Path) -> Guest:
                 _write_manifest(work, manifest)
         else:
             _write_manifest(directory, manifest)
-        _replace_symlink(guests_root(data_root) / "current", key)
-        return Guest(directory, manifest)
+        _replace_symlink(Path(guests_root(data_root), "current"), key)
+        return Guest(str(directory), manifest)
 
 
 def _guest_key(vmlinux: Path, initramfs: bytes) -> str:
@@ -101,7 +101,7 @@ def _replace_symlink(link: Path, target: str) -> None:
         os.replace(os.path.join(folder, "link"), link)
 
 
-def guest_is_stale(guest: Guest | None, agent: Path | None, configured: Path | None) -> str | None:
+def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | None) -> str | None:
     """Why the guest has to be made anew, in words for people; None when it is current.
 
     Asks apt's lists for a newer kernel package (a few tenths of a second, no network).
@@ -110,25 +110,20 @@ def guest_is_stale(guest: Guest | None, agent: Path | None, configured: Path | N
         return "there is no guest yet"
     if changed := changed_source(guest, agent):
         return f"{changed} has changed"
-    origin = guest.manifest["kernel"]
-    if not isinstance(origin, dict):
-        return "its manifest does not say which kernel it has"
     if configured is not None:
-        return _differs_from_configured(guest, origin, configured)
-    return _newer_package(origin)
+        return _differs_from_configured(guest, configured)
+    return _newer_package(guest.manifest["kernel"])
 
 
-def _differs_from_configured(
-    guest: Guest, origin: dict[str, object], configured: Path
-) -> str | None:
-    image = origin.get("image")
-    used = image["path"] if isinstance(image, dict) else guest.manifest["kernel_directory"]
+def _differs_from_configured(guest: Guest, configured: Path) -> str | None:
+    origin = guest.manifest["kernel"]
+    used = origin["image"]["path"] if "image" in origin else guest.manifest["kernel_directory"]
     if used == str(configured):
         return None
     return f"the configuration names the kernel {configured}, the guest has {origin['source']}"
 
 
-def _newer_package(origin: dict[str, object]) -> str | None:
+def _newer_package(origin: dict[str, Any]) -> str | None:
     try:
         package = candidate_package()
     except ClocheError:
@@ -149,7 +144,7 @@ def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
     removed: list[str] = []
     kernels: set[str] = set()
     with explained_os_errors("remove old guests"):
-        for directory in _folders(guests_root(data_root)):
+        for directory in _folders(Path(guests_root(data_root))):
             guest = load_guest(directory)
             if guest is not None and guest.key in wanted:
                 kernels.add(str(guest.manifest["kernel_directory"]))
