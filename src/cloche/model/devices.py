@@ -120,16 +120,22 @@ def _char(path: str, major: int, minor: int) -> dict[str, object]:
     }
 
 
+def _some(names: list[str]) -> str:
+    # --privileged names every device of the host.
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
 def _warnings(foreign: list[str], left_out: list[str]) -> list[str]:
     warnings = []
     if left_out:
         warnings.append(
             f"$.linux.devices: block devices of the host do not exist in the guest, left out: "
-            f"{', '.join(left_out)}"
+            f"{_some(left_out)}"
         )
     if foreign:
         warnings.append(
             f"$.linux.devices: nodes made, but the devices behind them are the guest's: "
-            f"{', '.join(foreign)}"
+            f"{_some(foreign)}"
         )
     return warnings

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from cloche.model.oci import Config, Mount
 
 
+# What a user may mean by name; the second is where the first once was.
+HOST_SHM = ("/dev/shm", "/run/shm")
+
+
 class Bind(Struct, frozen=True):
     """A bind mount whose source is on the host."""
 
@@ -33,13 +37,13 @@ class Layout(Struct, frozen=True):
 
 
 def host_binds(config: Config, bundle: str) -> list[Bind]:
-    """The bind mounts of *config*, sources relative to *bundle* made absolute.
+    """The bind mounts of *config* to be shared, sources relative to *bundle* made absolute.
 
-    ConfigError names a source that is missing.
+    Shared memory is left out: see is_guest_shm. ConfigError names a source that is missing.
     """
     binds = []
     for index, mount in enumerate(config.mounts):
-        if not is_bind(mount):
+        if not is_bind(mount) or is_guest_shm(mount, config):
             continue
         source = os.path.normpath(os.path.join(bundle, mount.source))
         try:
@@ -54,10 +58,43 @@ def host_binds(config: Config, bundle: str) -> list[Bind]:
 def mount_plan(config: Config, binds: Sequence[Bind], layout: Layout) -> list[dict[str, object]]:
     """All mounts in order; *binds* as of host_binds."""
     by_index = {bind.index: bind for bind in binds}
-    return [
-        _bind(mount, by_index[index], layout) if index in by_index else _filesystem(mount)
-        for index, mount in enumerate(config.mounts)
-    ]
+    plan = []
+    for index, mount in enumerate(config.mounts):
+        if index in by_index:
+            plan.append(_bind(mount, by_index[index], layout))
+        elif is_bind(mount):
+            plan.append(_guest_shm(mount))
+        else:
+            plan.append(_filesystem(mount))
+    return plan
+
+
+def is_guest_shm(mount: Mount, config: Config) -> bool:
+    """Whether *mount* is an engine's /dev/shm on the host, to be one of the guest instead.
+
+    Engines mount a tmpfs on the host (…/shm) and bind it, so that containers can share it, or the
+    host's own when no ipc namespace is asked for. Shared memory is memory of the guest's kernel:
+    over the share it would be slow, and shared with nobody. What a user binds by hand
+    (``-v /dev/shm:/dev/shm``) is left as it is.
+    """
+    if os.path.normpath(mount.destination) != "/dev/shm" or not is_bind(mount):
+        return False
+    if not os.path.ismount(mount.source):
+        return False
+    own_ipc = any(namespace.type == "ipc" for namespace in config.linux.namespaces)
+    engines = os.path.basename(mount.source) == "shm" and mount.source not in HOST_SHM
+    return engines or not own_ipc
+
+
+def _guest_shm(mount: Mount) -> dict[str, object]:
+    """A tmpfs of the size of the one on the host."""
+    options = parse_options(mount.options)
+    size = os.statvfs(mount.source)
+    data = f"mode=1777,size={size.f_blocks * size.f_frsize}"
+    if not size.f_blocks:  # a tmpfs without a limit
+        data = "mode=1777"
+    plan = _mount(mount, "shm", "tmpfs", options)
+    return plan | {"flags": options.flags & ~(MS_BIND | MS_REC), "data": data}
 
 
 def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:

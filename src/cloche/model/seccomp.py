@@ -7,8 +7,8 @@ importing pyseccomp and compiling Docker's profile cost tens of milliseconds of 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -41,7 +41,9 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, op
 
 
 class Filter(Struct, frozen=True):
-    """A compiled profile."""
+    """A compiled profile, and what it was made from."""
+
+    key: bytes
 
     program: bytes  # struct sock_filter[]
     flags: int  # SECCOMP_FILTER_FLAG_*
@@ -54,19 +56,22 @@ def compile_seccomp(profile: Seccomp, cache: Path | None) -> Filter:
     ConfigError when libseccomp cannot make it. A cache that cannot be read or written only costs
     time.
     """
-    kept = _cache_file(profile, cache) if cache is not None else None
-    found = _read(kept) if kept else None
+    key = _key(profile)
+    if cache is None:
+        return _compile(profile, key)
+    # A checksum finds the file, the whole key in it decides: hashlib would cost 10 ms to import.
+    path = os.path.join(cache, f"{zlib.crc32(key):08x}.bpf")
+    found = _read(path, key)
     if found is None:
-        found = _compile(profile)
-        if kept:
-            _write(kept, found)
+        found = _compile(profile, key)
+        _write(path, found)
     return found
 
 
-def _cache_file(profile: Seccomp, cache: Path) -> str:
+def _key(profile: Seccomp) -> bytes:
+    """Everything that the program depends on."""
     text = msgspec.json.encode(profile, order="deterministic")
-    parts = (_FORMAT, os.uname().machine.encode(), _library().encode(), text)
-    return os.path.join(cache, hashlib.sha256(b"\0".join(parts)).hexdigest() + ".bpf")
+    return b"\0".join((_FORMAT, os.uname().machine.encode(), _library().encode(), text))
 
 
 def _library() -> str:
@@ -79,12 +84,13 @@ def _library() -> str:
     return ""
 
 
-def _read(path: str) -> Filter | None:
+def _read(path: str, key: bytes) -> Filter | None:
     try:
         with open(path, "rb") as file:
-            return msgspec.msgpack.decode(file.read(), type=Filter)
-    except (OSError, msgspec.DecodeError):
+            found = msgspec.msgpack.decode(file.read(), type=Filter)
+    except (OSError, ValueError):  # not there, or not whole
         return None
+    return found if found.key == key else None
 
 
 def _write(path: str, made: Filter) -> None:
@@ -100,7 +106,7 @@ def _write(path: str, made: Filter) -> None:
             os.unlink(temporary)
 
 
-def _compile(profile: Seccomp) -> Filter:
+def _compile(profile: Seccomp, key: bytes) -> Filter:
     # Costs 18 ms, and runs ldconfig to find the library: only here, where nothing else will do.
     import pyseccomp
 
@@ -116,7 +122,7 @@ def _compile(profile: Seccomp) -> Filter:
     program = _stub(profile, default) + _export(made)
     if len(program) // 8 > _MAX_INSTRUCTIONS:
         refuse(PATH, f"compiles to {len(program) // 8} instructions, more than the kernel takes")
-    return Filter(program, _flags(profile), _unknown_warning(profile, unknown))
+    return Filter(key, program, _flags(profile), _unknown_warning(profile, unknown))
 
 
 def _action(action: str, errno_ret: int | None) -> int:

@@ -257,6 +257,12 @@ def _mount_warnings(mount: Mount, path: str) -> list[str]:
     if not is_bind(mount):
         return warnings
     options = parse_options(mount.options)
+    shared = [name for name in mount.options if name.lstrip("r") in ("shared", "slave")]
+    if shared:
+        warnings.append(
+            f"{path}.options: {shared[-1]} works inside the VM only: mounts that the host makes "
+            "later below the source do not appear"
+        )
     if options.data:
         warnings.append(f"{path}.options: no use for a bind mount, left out: {options.data}")
     if options.tmpcopyup:
