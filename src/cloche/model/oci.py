@@ -190,6 +190,7 @@ def load_process(data: bytes, name: str) -> Process:
     try:
         process = _convert(data, Process)
         validate.check_process(process, "$")
+        validate.check_args(process, "$")
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
     return process

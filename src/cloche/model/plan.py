@@ -23,7 +23,7 @@ from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
 from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
 from cloche.model.rlimits import RLIMITS
 from cloche.model.seccomp import Filter, compile_seccomp
-from cloche.model.validate import config_warnings, is_bind, sysctl_path
+from cloche.model.validate import config_warnings, is_bind, process_warnings, sysctl_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,16 +102,17 @@ def compile_process(
     streams: tuple[int, int, int],
     terminal_size: tuple[int, int] | None,
     seccomp_cache: Path | None,
-) -> dict[str, object]:
-    """*process*, run in the container that *config* describes, as the agent's type Process.
+) -> tuple[dict[str, object], list[str]]:
+    """*process* of an exec in the container *config*, as the agent's type Process, and warnings.
 
     What an exec's process leaves open is as for the container's first one, as with runc:
     capabilities, rlimits, oom_score_adj and the seccomp profile. Arguments and errors as of
-    compile_container; warnings are those of validate.process_warnings.
+    compile_container.
     """
     profile = config.linux.seccomp
     seccomp = compile_seccomp(profile, seccomp_cache) if profile else None
-    return _process(process, config, seccomp, streams, terminal_size)
+    plan = _process(process, config, seccomp, streams, terminal_size)
+    return plan, process_warnings(process, "$") + list(seccomp.warnings if seccomp else ())
 
 
 def _process(

@@ -31,8 +31,7 @@ def check_config(config: Config) -> None:
     """ConfigError (JSON path first) for what breaks the specification or is refused."""
     _check_version(config.oci_version)
     check_process(config.process, "$.process")
-    if not config.process.args:
-        refuse("$.process.args", "missing or empty: nothing to run")
+    check_args(config.process, "$.process")
     if not config.root.path:
         refuse("$.root.path", "empty")
     _check_names(config)
@@ -48,8 +47,6 @@ def check_process(process: Process, path: str) -> None:
     """Check a process section whose JSON path is *path*; ConfigError as of check_config."""
     if not process.cwd.startswith("/"):
         refuse(f"{path}.cwd", f"expected an absolute path, got {quoted(process.cwd)}")
-    if process.args and not process.args[0]:
-        refuse(f"{path}.args[0]", "empty: no program to run")
     for index, entry in enumerate(process.env):
         if entry.startswith("=") or "=" not in entry:
             refuse(f"{path}.env[{index}]", f"expected NAME=value, got {quoted(entry)}")
@@ -63,6 +60,12 @@ def check_process(process: Process, path: str) -> None:
     ):
         if value is not None:
             refuse(f"{path}.{name}", _LATER)
+
+
+def check_args(process: Process, path: str) -> None:
+    """ConfigError unless there is a program to run."""
+    if not process.args:
+        refuse(f"{path}.args", "missing or empty: nothing to run")
 
 
 def _check_version(version: str) -> None:
