@@ -146,18 +146,35 @@ def test_two_interfaces_keep_their_slots(site: Site) -> None:
     transfer(site.outside, site.peer, "10.1.0.1", 1_000_000)
 
 
-def test_macvlan_delivers_unicast_and_multicast(site: Site) -> None:
-    site.peer.ip(
-        "link add peer0 type veth peer name lower",
-        "link set peer0 up",
-        "link set lower up",
-        "address add 10.0.0.1/24 dev peer0",
-        "link add link lower name eth0 type macvlan mode bridge",
-        f"link set eth0 netns {site.inside.path}",
-    )
+def on_a_parent(site: Site, kind: str) -> None:
+    """An eth0 of *kind* on top of a device of the peer, as Docker's macvlan and ipvlan drivers."""
+    try:
+        site.peer.ip(
+            "link add peer0 type veth peer name lower",
+            "link set peer0 up",
+            "link set lower up",
+            "address add 10.0.0.1/24 dev peer0",
+            f"link add link lower name eth0 type {kind}",
+            f"link set eth0 netns {site.inside.path}",
+        )
+    except subprocess.CalledProcessError:
+        pytest.skip(f"the kernel cannot make a device of type {kind}")
     site.inside.ip("link set eth0 up", "address add 10.0.0.2/24 dev eth0")
     site.open()
     site.connect()
+
+
+def test_ipvlan_passes_both_ways(site: Site) -> None:
+    on_a_parent(site, "ipvlan mode l2")
+    ping(site.outside, "10.0.0.1")
+    ping(site.peer, "10.0.0.2")
+    transfer(site.outside, site.peer, "10.0.0.1", 5_000_000)
+    with udp(site.peer, "10.0.0.1", 53) as name_server, udp(site.inside, "10.0.0.2") as resolver:
+        assert ask(resolver, name_server) == b"answer"
+
+
+def test_macvlan_delivers_unicast_and_multicast(site: Site) -> None:
+    on_a_parent(site, "macvlan mode bridge")
     ping(site.outside, "10.0.0.1")
     ping(site.peer, "10.0.0.2")
     transfer(site.outside, site.peer, "10.0.0.1", 5_000_000)
