@@ -25,9 +25,10 @@ from cloche.guest.guest import (
     load_guest,
 )
 from cloche.guest.initramfs import build_initramfs
-from cloche.guest.kernel import Kernel, kernels_root
+from cloche.guest.kernel import Kernel, find_kernel, kernels_root, load_kernel, newest_boot_image
 from cloche.guest.modules import ModulePlan, read_index, resolve
 from cloche.guest.package import candidate_package
+from cloche.guest.report import Report, SilentReport
 from cloche.guest.tools import explained_os_errors, new_directory
 
 
@@ -56,6 +57,32 @@ def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
             _write_manifest(directory, manifest)
         _replace_symlink(Path(guests_root(data_root), "current"), key)
         return Guest(str(directory), manifest)
+
+
+def make_guest(
+    data_root: Path, agent: str | Path, configured: Path | None = None, report: Report | None = None
+) -> Guest:
+    """Find the kernel (see `find_kernel`) and make the guest; old guests stay as they are."""
+    report = report or SilentReport()
+    with setup_lock(data_root):
+        kernel = find_kernel(data_root, configured, report)
+        report.step("Building the initramfs")
+        return build_guest(data_root, kernel, agent)
+
+
+def refresh_guest(data_root: Path, guest: Guest, agent: str | Path) -> Guest:
+    """The guest made anew because `is_current` said no: the same kernel, the agent as it is now.
+
+    For the start path: neither network nor apt is asked, unless the kernel's folder is gone.
+    """
+    configured = None
+    if image := guest.manifest["kernel"].get("image"):
+        configured = Path(image["path"])
+    with setup_lock(data_root):
+        kernel = load_kernel(Path(guest.manifest["kernel_directory"]))
+        if kernel is None or (configured is not None and changed_source(guest, None)):
+            kernel = find_kernel(data_root, configured)
+        return build_guest(data_root, kernel, agent)
 
 
 def _guest_key(vmlinux: Path, initramfs: bytes) -> str:
@@ -112,7 +139,7 @@ def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | No
         return f"{changed} has changed"
     if configured is not None:
         return _differs_from_configured(guest, configured)
-    return _newer_package(guest.manifest["kernel"])
+    return _newer_kernel(guest.manifest["kernel"])
 
 
 def _differs_from_configured(guest: Guest, configured: Path) -> str | None:
@@ -123,7 +150,10 @@ def _differs_from_configured(guest: Guest, configured: Path) -> str | None:
     return f"the configuration names the kernel {configured}, the guest has {origin['source']}"
 
 
-def _newer_package(origin: dict[str, Any]) -> str | None:
+def _newer_kernel(origin: dict[str, Any]) -> str | None:
+    newest = newest_boot_image()
+    if "newest" in origin and newest is not None and origin["newest"] != str(newest):
+        return f"{newest} is there, the guest has {origin['source']}"
     try:
         package = candidate_package()
     except ClocheError:

@@ -107,7 +107,8 @@ def _configured_kernel(data_root: Path, path: Path) -> Kernel:
         return kernel
     if not path.is_file():
         raise NotFoundError(f"{path}: no such kernel", hint="see `kernel` in cloche's config.toml")
-    return _image_kernel(data_root, path, "configured", "named in cloche's configuration")
+    origin: dict[str, object] = {"reason": "named in cloche's configuration"}
+    return _image_kernel(data_root, path, "configured", origin)
 
 
 def _package_kernel(data_root: Path, report: Report) -> Kernel:
@@ -158,13 +159,27 @@ def _newest_package_kernel(data_root: Path) -> Kernel | None:
     return max(found, key=lambda kernel: version_key(kernel.release), default=None)
 
 
+def newest_boot_image(boot: Path = Path("/boot")) -> Path | None:
+    """The kernel image of the highest release in /boot."""
+    return next(iter(_boot_images(boot)), None)
+
+
+def _boot_images(boot: Path) -> list[Path]:
+    return sorted(boot.glob("vmlinuz-*"), key=lambda path: version_key(path.name), reverse=True)
+
+
 def _boot_kernel(data_root: Path, boot: Path = Path("/boot")) -> Kernel:
     """The newest kernel in /boot that a guest can use."""
     refused: list[str] = []
-    images = sorted(boot.glob("vmlinuz-*"), key=lambda path: version_key(path.name), reverse=True)
+    images = _boot_images(boot)
     for image in images:
+        origin: dict[str, object] = {
+            "reason": "the newest usable kernel in /boot",
+            # Kernels newer than the one taken were refused; a still newer one is worth a try.
+            "newest": str(images[0]),
+        }
         try:
-            return _image_kernel(data_root, image, "boot", "the newest usable kernel in /boot")
+            return _image_kernel(data_root, image, "boot", origin)
         except ClocheError as error:
             refused.append(error.message)
     raise NotFoundError(
@@ -173,18 +188,18 @@ def _boot_kernel(data_root: Path, boot: Path = Path("/boot")) -> Kernel:
     )
 
 
-def _image_kernel(data_root: Path, image: Path, kind: str, reason: str) -> Kernel:
+def _image_kernel(data_root: Path, image: Path, kind: str, origin: dict[str, object]) -> Kernel:
     """Install a kernel image that lies somewhere on this host."""
-    name = f"{kernel_release(image.read_bytes(), str(image))}+{kind}"
+    release = kernel_release(image.read_bytes(), str(image))
+    name = f"{release}+{kind}"
+    origin = {"source": str(image), "image": fingerprint(image), **origin}
     kernel = load_kernel(kernels_root(data_root) / name)
-    if kernel is not None and kernel.origin.get("image") == fingerprint(image):
+    if kernel is not None and origin.items() <= kernel.origin.items():
         return kernel
-    release = name.removesuffix(f"+{kind}")
     tree = next((path for path in _module_trees(image, release) if path.is_dir()), None)
     if tree is None:
         places = ", ".join(map(str, _module_trees(image, release)))
         raise NotFoundError(f"{image}: no modules for {release} at {places}")
-    origin = {"source": str(image), "reason": reason, "image": fingerprint(image)}
     return _install(data_root, name, image, tree, origin)
 
 

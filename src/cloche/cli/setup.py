@@ -1,0 +1,251 @@
+"""`cloche setup`: choose a kernel, build the guest, save the first template; say what and why."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cloche.base.errors import ClocheError
+from cloche.base.spawn import run
+from cloche.guest import build
+from cloche.guest.agent_binary import find_agent, require_agent
+from cloche.guest.guest import Guest, current_guest
+from cloche.guest.report import Report
+from cloche.heart.machine import boot_of, choose_shape
+from cloche.model.config import Settings, load_settings
+from cloche.model.state import DEFAULT_ROOT
+from cloche.vmm import template
+from cloche.vmm.accel import choose_accel
+from cloche.vmm.shape import Shape
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cloche.cli.main import Context
+
+MIB = 1 << 20
+
+
+class Row(NamedTuple):
+    """A line of the summary: what it is about, what was chosen, why (or how big)."""
+
+    what: str
+    chosen: str
+    why: str
+
+
+def setup(context: Context, args: list[str]) -> int:
+    """`cloche setup [--check]`: 0 when all is current (afterwards), 1 with reasons when not."""
+    parser = argparse.ArgumentParser(
+        prog="cloche setup",
+        description="Prepare what VMs start from: kernel, initramfs and the first template. "
+        "Everything is kept below cloche's data folder; nothing else on the host changes.",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only say whether all is current (exit status 0) or not",
+    )
+    options = parser.parse_args(args)
+    settings = load_settings()
+    return check(settings) if options.check else prepare(settings)
+
+
+def prepare(settings: Settings) -> int:
+    """Bring everything up to date, showing progress, then the summary."""
+    started = time.monotonic()
+    console = Console(highlight=False)
+    with TerminalReport(console) if console.is_terminal else LineReport() as report:
+        version = qemu_version(settings)
+        guest = make_guest(settings, report)
+        shape = choose_shape(settings, guest, None, None)
+        made = make_template(settings, guest, shape, report)
+        removed = remove_unused(settings, guest)
+    rows = [
+        *guest_rows(guest),
+        Row("QEMU", version, settings.qemu),
+        Row("accelerator", shape.accel, choose_accel(DEFAULT_ROOT, settings.accel).reason),
+        made,
+    ]
+    show_summary(console, rows)
+    for name in removed:
+        console.print(f"Removed {name}: not used any more.")
+    console.print(f"Ready after {time.monotonic() - started:.1f} s.")
+    return 0
+
+
+def make_guest(settings: Settings, report: Report) -> Guest:
+    """Find the kernel and build the guest out of it and the agent."""
+    report.step("Looking for the agent")
+    agent = require_agent()
+    return build.make_guest(Path(settings.data_root), agent, configured_kernel(settings), report)
+
+
+def configured_kernel(settings: Settings) -> Path | None:
+    """The kernel that the configuration names."""
+    return Path(settings.kernel) if settings.kernel else None
+
+
+def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report) -> Row:
+    """Save the template of the default shape, unless it is there."""
+    if not settings.template:
+        return Row("template", "none", "switched off in the configuration: every VM boots cold")
+    report.step("Making the template")
+    template.make_template(
+        settings.templates,
+        shape,
+        boot_of(guest, shape),
+        lambda text: report.step(f"Making the template: {text}"),
+    )
+    size = disk_usage(Path(settings.templates, shape.directory_name()))
+    what = f"{shape.cpus} vCPU, {shape.memory} MiB, {shape.machine}"
+    return Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk")
+
+
+def remove_unused(settings: Settings, guest: Guest) -> list[str]:
+    """Remove what no VM will start from any more."""
+    with build.setup_lock(Path(settings.data_root)):
+        removed = build.remove_unused(Path(settings.data_root))
+        names = template.remove_unused(settings.templates, guest.key)
+    return [*removed, *(f"templates/{name}" for name in names)]
+
+
+def check(settings: Settings) -> int:
+    """Say whether guest and template are current; 0 or 1."""
+    reasons = stale_reasons(settings)
+    if not reasons:
+        print("cloche is set up, everything is current.")
+        return 0
+    for reason in reasons:
+        print(f"not current: {reason}")
+    print("Run `cloche setup` to bring it up to date.")
+    return 1
+
+
+def stale_reasons(settings: Settings) -> list[str]:
+    """Why `cloche setup` has something to do; empty when it has not."""
+    reasons: list[str] = []
+    try:
+        qemu_version(settings)
+    except ClocheError as error:
+        reasons.append(str(error))
+    guest = current_guest(settings.data_root)
+    agent = find_agent()
+    if agent is None and guest is None:
+        reasons.append("the agent's binary is not there (`make agent` builds it)")
+    stale = build.guest_is_stale(guest, agent, configured_kernel(settings))
+    if stale is not None:
+        reasons.append(f"guest: {stale}")
+    elif guest is not None and settings.template and not reasons:
+        shape = choose_shape(settings, guest, None, None)
+        if template.load_template(settings.templates, shape) is None:
+            reasons.append("template: none for this QEMU, CPU, accelerator and guest")
+    return reasons
+
+
+def qemu_version(settings: Settings) -> str:
+    """The version of the QEMU that VMs run in; ClocheError when it is not there."""
+    output = run([settings.qemu, "--version"], hint="try: apt-get install qemu-system-x86")
+    return output.decode(errors="replace").splitlines()[0].removeprefix("QEMU emulator version ")
+
+
+def guest_rows(guest: Guest) -> list[Row]:
+    """What the guest is made of, for the summary."""
+    manifest = guest.manifest
+    kernel = manifest["kernel"]
+    modules = f"{len(manifest['modules'])} loaded, {len(manifest['builtin'])} built in"
+    absent = f"; absent: {', '.join(manifest['absent'])}" if manifest["absent"] else ""
+    agent = manifest["agent"]
+    return [
+        Row("kernel", guest.kernel_release, f"{kernel['source']}: {kernel['reason']}"),
+        Row("modules", modules, f"in the order of modules.dep{absent}"),
+        Row("agent", f"{agent['size'] / 1024:.0f} KiB", agent["path"]),
+        Row("initramfs", f"{manifest['initramfs_size'] / MIB:.1f} MiB", "agent and modules only"),
+        Row("guest", guest.key, guest.directory),
+    ]
+
+
+def show_summary(console: Console, rows: list[Row]) -> None:
+    """The table on a terminal; one plain line a row elsewhere, for logs."""
+    if not console.is_terminal:
+        for row in rows:
+            print(f"{row.what}: {row.chosen} ({row.why})")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "chosen", "why"):
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def disk_usage(directory: Path) -> int:
+    """Bytes on disk of the files in *directory*; a template's memory file is mostly holes."""
+    return sum(path.stat().st_blocks * 512 for path in directory.iterdir() if path.is_file())
+
+
+class LineReport:
+    """A Report that prints a line per step, for pipes and logs."""
+
+    def __enter__(self) -> LineReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, text: str) -> None:
+        """Print the step."""
+        print(f"{text} …", flush=True)
+
+    def advance(self, fraction: float) -> None:
+        """Nothing: a line per per cent would only fill logs."""
+
+    def note(self, text: str) -> None:
+        """Print the note."""
+        print(f"note: {text}", flush=True)
+
+
+class TerminalReport:
+    """A Report that shows the running step with a spinner, a bar where it is known, and time."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="✓"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=max(10, shutil.get_terminal_size().columns // 5)),
+            TimeElapsedColumn(),
+            console=console,
+        )
+
+    def __enter__(self) -> TerminalReport:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._finish()
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        for task in self._progress.tasks[-1:]:
+            self._progress.update(task.id, total=1, completed=1)
+
+    def step(self, text: str) -> None:
+        """Tick off the step before, and show this one."""
+        self._finish()
+        self._progress.add_task(text, total=None)
+
+    def advance(self, fraction: float) -> None:
+        """Fill the bar."""
+        task = self._progress.tasks[-1]
+        self._progress.update(task.id, total=1, completed=min(fraction, 0.99))
+
+    def note(self, text: str) -> None:
+        """Print above the progress."""
+        self._progress.console.print(f"note: {text}", markup=False)
