@@ -1,0 +1,97 @@
+"""Limits: what docker asks for is what the kernel of the container enforces."""
+
+from __future__ import annotations
+
+import pytest
+
+from .client import Docker
+from .image import IMAGE
+
+MIB = 1 << 20
+EAT = "tail /dev/zero"
+"""Grows without end: there is no line in it."""
+
+
+def _either(v2: str, v1: str) -> str:
+    """Shell: print a cgroup file by its name in cgroup *v2* or *v1*, whichever there is."""
+    return f"cat /sys/fs/cgroup/{v2} 2>/dev/null || cat /sys/fs/cgroup/{v1}"
+
+
+def test_memory_limit_is_set(docker: Docker) -> None:
+    """``--memory`` is the limit that the container's cgroup states."""
+    script = _either("memory.max", "memory/memory.limit_in_bytes")
+    assert docker.run("--memory", "64m", IMAGE, "sh", "-c", script).output == str(64 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("options", "quota"),
+    [
+        pytest.param(("--cpus", "0.5"), 0.5, id="cpus"),
+        pytest.param(("--cpu-period", "50000", "--cpu-quota", "10000"), 0.2, id="quota"),
+    ],
+)
+def test_cpu_limit_is_set(docker: Docker, options: tuple[str, ...], quota: float) -> None:
+    """``--cpus`` is the share of a processor that the container's cgroup states."""
+    script = _either("cpu.max", "cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    allowed, period = docker.run(*options, IMAGE, "sh", "-c", script).output.split()
+    assert int(allowed) / int(period) == pytest.approx(quota)
+
+
+def test_memory_hog_is_killed(docker: Docker) -> None:
+    """Who eats more than ``--memory`` is killed, and docker says that memory was the reason."""
+    docker(*docker.run_args("--memory", "48m", IMAGE, "sh", "-c", f"exec {EAT}"), code=137)
+    state = docker.state(docker.last)
+    assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
+
+
+def test_memory_hog_among_others(docker: Docker) -> None:
+    """Of several processes the hog is killed; the others, and the container, live on."""
+    script = f"{EAT}; echo survived-$?"
+    result = docker.run("--memory", "48m", IMAGE, "sh", "-c", script)
+    assert result.output == "survived-137"
+
+
+def test_process_limit(docker: Docker) -> None:
+    """``--pids-limit`` bounds the number of processes."""
+    script = "for i in $(seq 40); do sleep 100 & done; echo all"
+    result = docker.run("--pids-limit", "20", IMAGE, "sh", "-c", script, code=None)
+    assert "all" not in result.output.split()
+    assert "can't fork" in result.stderr
+
+
+def test_ulimit_is_enforced(docker: Docker) -> None:
+    """A limit on the size of files stops who writes more."""
+    script = "head -c 3000000 /dev/zero > /big; echo code-$?; stat -c %s /big"
+    result = docker.run("--ulimit", "fsize=1000000", IMAGE, "sh", "-c", script)
+    code, size = result.output.split()
+    assert code != "code-0"
+    assert int(size) <= 1_000_000
+
+
+def test_tmpfs_is_bounded(docker: Docker) -> None:
+    """A tmpfs takes as much as its size allows."""
+    script = "dd if=/dev/zero of=/t/big bs=4k; stat -c %s /t/big"
+    result = docker.run("--tmpfs", "/t:size=1m", IMAGE, "sh", "-c", script)
+    assert result.output == str(MIB)
+    assert "dd: error writing '/t/big': No space left on device" in result.stderr
+
+
+def test_stats(docker: Docker) -> None:
+    """``stats`` shows memory in use, and processes."""
+    name = docker.start(IMAGE, "sleep", "1000")
+    form = "{{.MemUsage}}|{{.PIDs}}|{{.Name}}"
+    used, processes, named = docker("stats", "--no-stream", "--format", form, name).output.split(
+        "|"
+    )
+    assert not used.startswith("0B")
+    assert int(processes) > 0
+    assert named == name
+
+
+def test_stats_shows_limit(docker: Docker) -> None:
+    """``stats`` shows the limit, and processor time that the container has used."""
+    name = docker.start("--memory", "96m", IMAGE, "sh", "-c", "while :; do :; done")
+    form = "{{.MemUsage}}|{{.CPUPerc}}"
+    memory, cpu = docker("stats", "--no-stream", "--format", form, name).output.split("|")
+    assert memory.endswith("/ 96MiB")
+    assert float(cpu.rstrip("%")) > 10
