@@ -48,6 +48,8 @@ _SAME_EVERYWHERE = {
     (10, 237),
 }
 
+_SAME_BLOCK = (1, 7)  # RAM disks and loop devices, made by the guest's own kernel
+
 # The kernel's limits of a device number: 12 and 20 bits.
 _MAX_MAJOR = (1 << 12) - 1
 _MAX_MINOR = (1 << 20) - 1
@@ -73,7 +75,7 @@ def device_plan(devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], l
     """Nodes for the agent (docs/protocol.md, Container.devices), and warnings.
 
     A device of the config takes the place of a default one with the same path, as with runc.
-    Block devices of the host are left out: the same number is another disk in the guest.
+    Disks of the host are left out: the same number is another disk, or none, in the guest.
     """
     nodes: dict[str, dict[str, object]] = {}
     foreign, left_out = [], []
@@ -81,10 +83,10 @@ def device_plan(devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], l
         path = posixpath.normpath(device.path)
         if path == "/dev/ptmx":  # always the link into the container's own devpts
             continue
-        if device.type == "b":
+        if device.type == "b" and device.major not in _SAME_BLOCK:
             left_out.append(f"{path} ({device.major}:{device.minor})")
             continue
-        if device.type != "p" and not _same_everywhere(device.major, device.minor):
+        if device.type in "cu" and not _same_everywhere(device.major, device.minor):
             foreign.append(f"{path} ({device.major}:{device.minor})")
         nodes[path] = _node(path, device)
     for path, major, minor in DEFAULT_DEVICES:

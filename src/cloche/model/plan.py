@@ -40,6 +40,8 @@ __all__ = [
     "limits",
 ]
 
+DEFAULT_UMASK = 0o022  # runc's
+
 # A network namespace is made or joined on the host; the guest's network is the container's.
 _CLONE = {
     "cgroup": CLONE_NEWCGROUP,
@@ -106,7 +108,7 @@ def compile_process(
     """*process* of an exec in the container *config*, as the agent's type Process, and warnings.
 
     What an exec's process leaves open is as for the container's first one, as with runc:
-    capabilities, rlimits, oom_score_adj and the seccomp profile. Arguments and errors as of
+    capabilities, rlimits, umask, oom_score_adj and the seccomp profile. Arguments and errors as of
     compile_container.
     """
     profile = config.linux.seccomp
@@ -123,7 +125,6 @@ def _process(
     terminal_size: tuple[int, int] | None,
 ) -> dict[str, object]:
     first = config.process
-    score = first.oom_score_adj if process.oom_score_adj is None else process.oom_score_adj
     rows, columns = _terminal_size(process, terminal_size)
     user = process.user
     stdin, stdout, stderr = streams
@@ -134,7 +135,7 @@ def _process(
         "uid": user.uid,
         "gid": user.gid,
         "groups": list(user.additional_gids),
-        "umask": user.umask,
+        "umask": _first_given(user.umask, first.user.umask, DEFAULT_UMASK),
         **_capabilities(process.capabilities or first.capabilities),
         "rlimits": [
             [RLIMITS[limit.type], limit.soft, limit.hard]
@@ -143,7 +144,7 @@ def _process(
         "no_new_privs": process.no_new_privileges,
         "seccomp": seccomp.program if seccomp else None,
         "seccomp_flags": seccomp.flags if seccomp else 0,
-        "oom_score_adj": score,
+        "oom_score_adj": _first_given(process.oom_score_adj, first.oom_score_adj),
         "terminal": process.terminal,
         "rows": rows,
         "columns": columns,
@@ -151,6 +152,10 @@ def _process(
         "stdout": stdout,
         "stderr": stderr,
     }
+
+
+def _first_given(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _namespaces(config: Config) -> int:
