@@ -1,0 +1,271 @@
+//! The agent's one thread: waits, takes requests, moves bytes.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use cloche_agent::errno;
+use cloche_agent::frames::{Frame, Kind as FrameKind};
+use cloche_agent::messages::{self, Failure, Hello, Request};
+use cloche_agent::msgpack::Writer;
+use linux_raw_sys::general as raw;
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
+
+use crate::container::Container;
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::mounts;
+use crate::poll::{Kind, Poll, Ready};
+use crate::port::Port;
+use crate::process::Process;
+use crate::renew;
+use crate::sys;
+
+const VERSION: u32 = 1;
+
+/// What becomes of a request whose first part went well.
+pub enum Answer {
+    /// Done, and nothing to tell.
+    Nil,
+    /// The reply has been written, or will be when it is time.
+    Other,
+}
+
+pub struct Agent {
+    pub poll: Poll,
+    pub port: Port,
+    signals: OwnedFd,
+    pub containers: Vec<Container>,
+    pub processes: Vec<Process>,
+    /// The agent's own PID namespace, to come back to after a clone into another one.
+    pub own_pids: OwnedFd,
+    next_key: u32,
+    /// What went wrong at boot, for the host once it has said hello.
+    notes: Vec<String>,
+}
+
+impl Agent {
+    /// Takes over the port. Without any of what is opened here the agent is of no use: panics.
+    pub fn new(port: OwnedFd, notes: Vec<String>) -> Agent {
+        match Agent::assemble(port, notes) {
+            Ok(agent) => agent,
+            Err(error) => panic!("setting up: {error:?}"),
+        }
+    }
+
+    fn assemble(port: OwnedFd, notes: Vec<String>) -> sys::Result<Agent> {
+        const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
+        let poll = Poll::new()?;
+        sys::block_signals(CHILD)?;
+        let signals = sys::signal_fd(CHILD)?;
+        poll.add(&signals, Kind::Child, 0, EventFlags::IN)?;
+        Ok(Agent {
+            port: Port::new(port, &poll)?,
+            poll,
+            signals,
+            containers: Vec::new(),
+            processes: Vec::new(),
+            own_pids: files::open("/proc/self/ns/pid", OFlags::RDONLY)?,
+            next_key: 0,
+            notes,
+        })
+    }
+
+    /// Serves the host until it says `shutdown`.
+    pub fn serve(&mut self) -> ! {
+        let mut busy = false;
+        loop {
+            for index in 0..self.poll.wait(busy) {
+                if let Some(ready) = self.poll.event(index) {
+                    self.dispatch(ready);
+                }
+            }
+            self.receive();
+            busy = self.pump();
+            self.port.flush();
+        }
+    }
+
+    fn dispatch(&mut self, ready: Ready) {
+        match ready.kind {
+            Kind::Port => self.port.ready(ready.flags),
+            Kind::Child => self.reap(),
+            Kind::Report => self.report(ready.key),
+            Kind::Stdin | Kind::Stdout | Kind::Stderr => {
+                let found = self
+                    .processes
+                    .iter_mut()
+                    .find(|process| process.key == ready.key);
+                found
+                    .into_iter()
+                    .for_each(|process| process.ready(ready.kind));
+            }
+            Kind::MemoryEvents => {
+                let found = self.containers.iter_mut().find(|one| one.key == ready.key);
+                found
+                    .into_iter()
+                    .for_each(|one| one.check_memory(&mut self.port.out));
+            }
+            Kind::CgroupEvents => self.cgroup_changed(ready.key),
+            Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {}
+        }
+    }
+
+    /// Handles every frame that has arrived.
+    fn receive(&mut self) {
+        while self.port.receive() {
+            let mut decoder = core::mem::take(&mut self.port.decoder);
+            loop {
+                match decoder.next() {
+                    Ok(Some(frame)) => self.frame(&frame),
+                    Ok(None) => break,
+                    Err(wrong) => {
+                        // There is no way to find the next frame: wait for another connection.
+                        let message = format!("not a frame: {wrong:?}");
+                        messages::log(&mut self.port.out, "error", &message);
+                        decoder.clear();
+                        break;
+                    }
+                }
+            }
+            self.port.decoder = decoder;
+        }
+    }
+
+    fn frame(&mut self, frame: &Frame) {
+        match frame.kind {
+            FrameKind::Request => self.request(frame.payload),
+            FrameKind::Data => self.input(frame.stream, frame.payload),
+            FrameKind::Credit => self.credit(frame.stream, frame.payload),
+            FrameKind::Eof => self.end_of_stream(frame.stream),
+            // Those go the other way.
+            FrameKind::Reply | FrameKind::Event => {}
+        }
+    }
+
+    fn request(&mut self, payload: &[u8]) {
+        let (number, request) = messages::request(payload);
+        let outcome = match request {
+            Ok(request) => self.carry_out(number, &request),
+            Err(error) => Err(error.failure()),
+        };
+        match outcome {
+            Ok(Answer::Nil) => self.reply(number, |writer| writer.nil()),
+            Ok(Answer::Other) => {}
+            Err(failure) => self.refuse(number, &failure),
+        }
+    }
+
+    fn carry_out(&mut self, number: u64, request: &Request) -> Outcome<Answer> {
+        if !self.port.greeted && !matches!(request, Request::Hello(_)) {
+            let message = "the first request must be hello".into();
+            return Err(Failure::worded("hello", "", errno::EPROTO, message));
+        }
+        match request {
+            Request::Hello(hello) => return self.hello(number, hello),
+            Request::Renew(fresh) => renew::renew(fresh)?,
+            Request::Mount(plan) => mounts::mount_here(plan)?,
+            Request::Umount(plan) => mounts::unmount_here(plan.target)?,
+            Request::Create(plan) => return self.create(number, plan),
+            Request::Start(plan) => return self.start(number, plan.id),
+            Request::Exec(plan) => return self.exec(number, plan),
+            Request::Signal(plan) => self.signal(plan)?,
+            Request::Resize(plan) => self.resize(plan)?,
+            Request::Freeze(plan) => return self.freeze(number, plan),
+            Request::CgroupWrite(plan) => self.container(plan.id)?.cgroup.write(&plan.values)?,
+            Request::CgroupRead(plan) => return self.cgroup_read(number, plan),
+            Request::Delete(plan) => return self.delete(number, plan.id),
+            Request::Sync(_) => rustix::fs::sync(),
+            Request::Shutdown(_) => {
+                rustix::fs::sync();
+                sys::power_off()
+            }
+            _ => return Err(Failure::new("request", "", errno::EINVAL)),
+        }
+        Ok(Answer::Nil)
+    }
+
+    fn hello(&mut self, number: u64, hello: &Hello) -> Outcome<Answer> {
+        if hello.version != VERSION {
+            let message = format!(
+                "the host speaks version {}, the agent {VERSION}",
+                hello.version
+            );
+            return Err(Failure::worded("hello", "version", errno::EPROTO, message));
+        }
+        let boot_ns = sys::clock(raw::CLOCK_BOOTTIME).step("hello", "clock")?;
+        let name = rustix::system::uname();
+        self.port.greeted = true;
+        self.reply(number, |writer| {
+            writer.map(5);
+            writer.str("version");
+            writer.uint(VERSION.into());
+            writer.str("nonce");
+            writer.bin(&hello.nonce);
+            writer.str("agent");
+            writer.str(env!("CARGO_PKG_VERSION"));
+            writer.str("kernel");
+            writer.str(&name.release().to_string_lossy());
+            writer.str("boot_ns");
+            writer.uint(boot_ns);
+        });
+        for note in core::mem::take(&mut self.notes) {
+            messages::log(&mut self.port.out, "warning", &note);
+        }
+        Ok(Answer::Other)
+    }
+
+    pub fn reply(&mut self, number: u64, value: impl FnOnce(&mut Writer)) {
+        messages::reply(&mut self.port.out, number, value);
+    }
+
+    pub fn refuse(&mut self, number: u64, failure: &Failure) {
+        let mut bytes = Vec::new();
+        failure.write(&mut bytes);
+        messages::refuse(&mut self.port.out, number, &bytes);
+    }
+
+    /// Tells the host of something that did not go well but does not matter to any request.
+    pub fn warn(&mut self, message: &str) {
+        messages::log(&mut self.port.out, "warning", message);
+    }
+
+    /// A number that has not been used before.
+    pub fn new_key(&mut self) -> u32 {
+        self.next_key += 1;
+        self.next_key
+    }
+
+    pub fn container(&mut self, id: &str) -> Outcome<&mut Container> {
+        let found = self
+            .containers
+            .iter_mut()
+            .find(|container| container.id == id);
+        found.ok_or_else(|| {
+            let message = format!("container {id:?} does not exist");
+            Failure::worded("find", id, errno::ENOENT, message)
+        })
+    }
+
+    /// The process of a container, if it has not ended.
+    pub fn process(&mut self, id: &str, exec_id: Option<&str>) -> Outcome<&mut Process> {
+        let key = self.container(id)?.key;
+        let found = self.processes.iter_mut().find(|process| {
+            let same = process.container == key && process.exec_id.as_deref() == exec_id;
+            same && process.status.is_none()
+        });
+        let name = exec_id.unwrap_or(id);
+        found.ok_or_else(|| Failure::new("process", name, errno::ESRCH))
+    }
+
+    /// Drains the signal descriptor: one SIGCHLD may stand for many children.
+    fn reap(&mut self) {
+        let mut record = [0u8; 128];
+        while rustix::io::read(&self.signals, &mut record).is_ok_and(|count| count > 0) {}
+        while let Some((pid, status)) = sys::reap() {
+            self.ended(pid, status);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What PID 1 does before it can talk: file systems, kernel modules, the port.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use cloche_agent::errno;
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{self, MountFlags};
+
+use crate::child::rootfs::EMPTY;
+use crate::console;
+use crate::files;
+use crate::sys;
+
+/// Notes about best-effort steps that failed; the host gets them as `log` events.
+pub type Notes = Vec<String>;
+
+/// Name of the virtio-serial port that leads to the host.
+const PORT: &[u8] = b"cloche.agent\n";
+
+/// Moves / from the kernel's rootfs onto a bind mount of it: nothing can pivot_root(2) away from
+/// rootfs itself, since it has no parent mount.
+pub fn leave_rootfs(notes: &mut Notes) {
+    let moved = || -> sys::Result<()> {
+        make_folder("/root");
+        mount::mount_bind("/", "/root")?;
+        rustix::process::chdir("/root")?;
+        mount::mount_move(".", "/")?;
+        rustix::process::chroot(".")?;
+        rustix::process::chdir("/")
+    };
+    note(notes, "moving off rootfs", moved());
+}
+
+/// Opens /dev/console as standard input, output and error.
+pub fn open_console() {
+    make_folder("/dev");
+    let _ = mount_plain("devtmpfs", "/dev", "mode=0755");
+    let Ok(console) = files::open("/dev/console", OFlags::RDWR | OFlags::NOCTTY) else {
+        return;
+    };
+    for number in 0..3 {
+        let _ = sys::duplicate(&console, number, 0);
+    }
+    if rustix::fd::AsRawFd::as_raw_fd(&console) < 3 {
+        core::mem::forget(console);
+    }
+}
+
+/// Mounts the kernel's file systems.
+pub fn mount_all(notes: &mut Notes) {
+    const MOUNTS: [(&str, &str, &str); 7] = [
+        ("proc", "/proc", ""),
+        ("sysfs", "/sys", ""),
+        ("cgroup2", "/sys/fs/cgroup", ""),
+        ("devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666"),
+        ("tmpfs", "/dev/shm", "mode=1777"),
+        ("tmpfs", "/run", "mode=0755"),
+        ("tmpfs", "/tmp", "mode=1777"),
+    ];
+    for (kind, target, data) in MOUNTS {
+        make_folder(target);
+        note(notes, target, mount_plain(kind, target, data));
+    }
+    // What hides the folders that containers must not see.
+    make_folder(EMPTY);
+    let made = mount::mount("tmpfs", EMPTY, "tmpfs", MountFlags::RDONLY, None);
+    note(notes, EMPTY, made);
+}
+
+/// Makes every controller usable in child cgroups.
+pub fn enable_controllers(notes: &mut Notes) {
+    let controllers = files::read("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    let control = "/sys/fs/cgroup/cgroup.subtree_control";
+    for name in controllers
+        .split(u8::is_ascii_whitespace)
+        .filter(|name| !name.is_empty())
+    {
+        let enable = [b"+", name].concat();
+        let what = String::from_utf8_lossy(name);
+        note(notes, &what, files::write(control, &enable));
+    }
+}
+
+/// Loads the modules that /modules/load lists, in its order.
+pub fn load_modules(notes: &mut Notes) {
+    let list = match files::read("/modules/load") {
+        Ok(list) => list,
+        Err(Errno::NOENT) => return,
+        Err(error) => return note(notes, "/modules/load", Err(error)),
+    };
+    for line in list
+        .split(|&byte| byte == b'\n')
+        .filter(|line| !line.is_empty())
+    {
+        let path = String::from_utf8_lossy(line);
+        match load_module(&path) {
+            Err(Errno::EXIST) => {}
+            result => note(notes, &path, result),
+        }
+    }
+}
+
+fn load_module(path: &str) -> sys::Result<()> {
+    let file = files::open(path, OFlags::RDONLY)?;
+    rustix::system::finit_module(&file, c"", 0)
+}
+
+/// Opens the port to the host; waits for the device up to ten seconds.
+pub fn open_port() -> OwnedFd {
+    const STEP: u32 = 10;
+    for _ in 0..10_000 / STEP {
+        if let Some(port) = find_port() {
+            return port;
+        }
+        sys::sleep(STEP);
+    }
+    console::say(format_args!("no virtio port is named cloche.agent"));
+    sys::power_off()
+}
+
+fn find_port() -> Option<OwnedFd> {
+    let class = files::open(
+        "/sys/class/virtio-ports",
+        OFlags::RDONLY | OFlags::DIRECTORY,
+    )
+    .ok()?;
+    let names = files::names(&class).ok()?;
+    let name = names.into_iter().find(|name| {
+        let label = [name, b"/name".as_slice()].concat();
+        files::read_at(&class, label.as_slice()).is_ok_and(|label| label == PORT)
+    })?;
+    let path = [b"/dev/", name.as_slice()].concat();
+    files::open(path.as_slice(), OFlags::RDWR | OFlags::NONBLOCK).ok()
+}
+
+fn mount_plain(kind: &str, target: &str, data: &str) -> sys::Result<()> {
+    let data = alloc::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
+    mount::mount(kind, target, kind, MountFlags::empty(), data.as_c_str())
+}
+
+fn make_folder(path: &str) {
+    let _ = rustix::fs::mkdir(path, Mode::from_raw_mode(0o755));
+}
+
+fn note(notes: &mut Notes, what: &str, result: sys::Result<()>) {
+    if let Err(error) = result {
+        let cause = errno::text(error.raw_os_error());
+        console::trouble(notes, format!("{what}: {cause}"));
+    }
+}

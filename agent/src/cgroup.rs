@@ -1,0 +1,181 @@
+//! Cgroups (v2) of containers.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use cloche_agent::errno;
+use cloche_agent::messages::{Failure, Setting};
+use rustix::fd::OwnedFd;
+use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::sys::Result;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The cgroup of one container.
+pub struct Cgroup {
+    path: String,
+    folder: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup `name` (below the root) and gives it `values`.
+    pub fn make(name: &str, values: &[Setting]) -> Outcome<Cgroup> {
+        let mut path = String::from(ROOT);
+        let mut parts = parts(name)?.into_iter().peekable();
+        while let Some(part) = parts.next() {
+            path.push('/');
+            path.push_str(part);
+            make_one(&path, parts.peek().is_some()).step("cgroup", &path)?;
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let folder = files::open(path.as_str(), flags).step("cgroup", &path)?;
+        let cgroup = Cgroup { path, folder };
+        match cgroup.write(values) {
+            Ok(()) => Ok(cgroup),
+            Err(failure) => {
+                cgroup.remove().ok();
+                Err(failure)
+            }
+        }
+    }
+
+    pub fn folder(&self) -> &OwnedFd {
+        &self.folder
+    }
+
+    /// Writes `values`, in order.
+    pub fn write(&self, values: &[Setting]) -> Outcome<()> {
+        for (file, value) in values {
+            let written =
+                plain(file).and_then(|file| files::write_at(&self.folder, file, value.as_bytes()));
+            written.map_err(|error| refused(file, value, error))?;
+        }
+        Ok(())
+    }
+
+    /// The text of `file`, if there is such a file.
+    pub fn read(&self, file: &str) -> Option<String> {
+        let text = files::read_at(&self.folder, plain(file).ok()?).ok()?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Opens `file` for reading, as epoll can watch it.
+    pub fn open(&self, file: &str) -> Result<OwnedFd> {
+        files::open_at(&self.folder, file, OFlags::RDONLY)
+    }
+
+    /// SIGKILL to every process in it and below.
+    pub fn kill(&self) -> Result<()> {
+        files::write_at(&self.folder, "cgroup.kill", b"1")
+    }
+
+    /// Process ids in it and below, as this namespace numbers them.
+    pub fn processes(&self) -> Vec<i32> {
+        let mut found = Vec::new();
+        collect(&self.folder, &mut found);
+        found
+    }
+
+    /// Removes it and the cgroups that its processes made below it.
+    pub fn remove(&self) -> Result<()> {
+        remove_below(&self.folder)?;
+        match fs::rmdir(self.path.as_str()) {
+            Err(Errno::NOENT) => Ok(()),
+            result => result,
+        }
+    }
+}
+
+/// Number that stands behind `key` in a file of lines `key number`.
+pub fn number(text: &str, key: &str) -> u64 {
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value
+        .and_then(|value| value.trim().parse().ok())
+        .unwrap_or(0)
+}
+
+fn parts(name: &str) -> Outcome<Vec<&str>> {
+    let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() || parts.iter().any(|part| matches!(*part, "." | "..")) {
+        return Err(Failure::new("cgroup", name, errno::EINVAL));
+    }
+    Ok(parts)
+}
+
+/// Makes one level; controllers are passed on from levels that only group others.
+fn make_one(path: &str, groups: bool) -> Result<()> {
+    match fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) if groups => pass_on(path),
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn pass_on(path: &str) -> Result<()> {
+    let text = files::read(format!("{path}/cgroup.controllers").as_str())?;
+    let mut enable = String::new();
+    for name in String::from_utf8_lossy(&text).split_whitespace() {
+        enable.push('+');
+        enable.push_str(name);
+        enable.push(' ');
+    }
+    files::write(
+        format!("{path}/cgroup.subtree_control").as_str(),
+        enable.trim_end().as_bytes(),
+    )
+}
+
+/// A file name and nothing that leads elsewhere.
+fn plain(file: &str) -> Result<&str> {
+    if file.contains('/') || file == ".." {
+        Err(Errno::INVAL)
+    } else {
+        Ok(file)
+    }
+}
+
+fn refused(file: &str, value: &str, error: Errno) -> Failure {
+    let number = error.raw_os_error();
+    let message = format!(
+        "cgroup: writing {value:?} to {file}: {}",
+        errno::text(number)
+    );
+    Failure::worded("cgroup", file, number, message)
+}
+
+fn children(folder: &OwnedFd) -> Vec<OwnedFd> {
+    let names = files::names(folder).unwrap_or_default();
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    names
+        .iter()
+        .filter_map(|name| files::open_at(folder, name.as_slice(), flags).ok())
+        .collect()
+}
+
+fn collect(folder: &OwnedFd, found: &mut Vec<i32>) {
+    if let Ok(text) = files::read_at(folder, "cgroup.procs") {
+        let text = String::from_utf8_lossy(&text);
+        found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    }
+    for child in children(folder) {
+        collect(&child, found);
+    }
+}
+
+fn remove_below(folder: &OwnedFd) -> Result<()> {
+    for name in files::names(folder)? {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        if let Ok(child) = files::open_at(folder, name.as_slice(), flags) {
+            remove_below(&child)?;
+            fs::unlinkat(folder, name.as_slice(), AtFlags::REMOVEDIR)?;
+        }
+    }
+    Ok(())
+}

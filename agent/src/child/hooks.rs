@@ -1,0 +1,76 @@
+//! startContainer hooks: programs of the container, run by its init before its own program.
+
+use alloc::ffi::CString;
+use alloc::format;
+
+use cloche_agent::errno;
+use cloche_agent::messages::{Failure, Hook};
+use linux_raw_sys::general as raw;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fd::OwnedFd;
+use rustix::io;
+use rustix::pipe::{pipe_with, PipeFlags};
+
+use crate::fail::{Outcome, Step};
+use crate::sys::{self, Fork, Vector};
+
+/// Runs the hooks in order; the first one that fails ends the start.
+pub fn run(hooks: &[Hook]) -> Outcome<()> {
+    hooks.iter().try_for_each(run_one)
+}
+
+fn run_one(hook: &Hook) -> Outcome<()> {
+    const STEP: &str = "startContainer hook";
+    let (input, feed) = pipe_with(PipeFlags::CLOEXEC).step(STEP, hook.path)?;
+    let (pid, pidfd) = match sys::fork(0, None).step(STEP, hook.path)? {
+        Fork::Child => become_hook(hook, input),
+        Fork::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(input);
+    // The state fits into the pipe; a hook that does not read it is no failure.
+    let _ = io::write(&feed, hook.stdin);
+    drop(feed);
+    let in_time = finished(&pidfd, hook.timeout);
+    if !in_time {
+        let _ = sys::signal(&pidfd, raw::SIGKILL as i32);
+    }
+    let status = sys::wait(pid, raw::__WALL).map_or(0, |(_, status)| status);
+    if in_time && status == 0 {
+        return Ok(());
+    }
+    let why = if in_time {
+        format!("wait status {status:#x}")
+    } else {
+        "timed out".into()
+    };
+    Err(Failure::worded(
+        STEP,
+        hook.path,
+        errno::EINVAL,
+        format!("{STEP} {}: {why}", hook.path),
+    ))
+}
+
+fn finished(pidfd: &OwnedFd, seconds: Option<u32>) -> bool {
+    let limit = seconds.map(|seconds| Timespec {
+        tv_sec: seconds.into(),
+        tv_nsec: 0,
+    });
+    let mut wanted = [PollFd::new(pidfd, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut wanted, limit.as_ref()) {
+            Err(io::Errno::INTR) => {}
+            result => return result.is_ok_and(|count| count > 0),
+        }
+    }
+}
+
+fn become_hook(hook: &Hook, input: OwnedFd) -> ! {
+    let _ = sys::duplicate(&input, 0, 0);
+    if let Ok(path) = CString::new(hook.path) {
+        let arguments = Vector::new(hook.args.iter().copied());
+        let environment = Vector::new(hook.env.iter().copied());
+        sys::execve(&path, &arguments, &environment);
+    }
+    sys::exit(127)
+}

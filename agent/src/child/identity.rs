@@ -1,0 +1,109 @@
+//! User, groups, capabilities and limits of a process, in the order in which runc applies them.
+
+use alloc::format;
+
+use cloche_agent::errno;
+use cloche_agent::messages::{Failure, Process};
+use linux_raw_sys::prctl;
+use rustix::fd::BorrowedFd;
+use rustix::fs::{self, Gid, Uid};
+use rustix::io::Errno;
+
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::sys::{self, Capabilities};
+
+/// Limits, while /proc is the agent's and all privileges are there.
+pub fn limits(process: &Process) -> Outcome<()> {
+    for &(resource, soft, hard) in &process.rlimits {
+        sys::set_limit(resource, soft, hard).step("rlimit", &format!("{resource}"))?;
+    }
+    // 0 is what every process of this guest starts with.
+    if let Some(value) = process.oom_score_adj.filter(|value| *value != 0) {
+        let text = format!("{value}");
+        files::write("/proc/self/oom_score_adj", text.as_bytes()).step("oom_score_adj", &text)?;
+    }
+    Ok(())
+}
+
+/// Drops to the process's user and capabilities; changes to its working directory.
+pub fn become_user(process: &Process) -> Outcome<()> {
+    let entered = enter(process.cwd)?;
+    give_stdio_to(process.uid);
+    drop_bounding(process.bounding).step("capabilities", "bounding set")?;
+    sys::prctl(prctl::PR_SET_KEEPCAPS, 1, 0).step("capabilities", "keep")?;
+    sys::become_user(process.uid, process.gid, &process.groups)
+        .step("user", &format!("{}:{}", process.uid, process.gid))?;
+    sys::prctl(prctl::PR_SET_KEEPCAPS, 0, 0).step("capabilities", "keep")?;
+    if !entered {
+        rustix::process::chdir(process.cwd).map_err(|error| no_folder(process.cwd, error))?;
+    }
+    let sets = Capabilities {
+        effective: process.effective,
+        permitted: process.permitted,
+        inheritable: process.inheritable,
+    };
+    sys::capset(&sets).step("capabilities", "capset")?;
+    raise_ambient(process.ambient).step("capabilities", "ambient set")?;
+    if process.no_new_privs {
+        sys::prctl(prctl::PR_SET_NO_NEW_PRIVS, 1, 0).step("set", "no_new_privs")?;
+    }
+    Ok(())
+}
+
+/// Changes the folder while still privileged; false: not allowed, to be tried again as the user
+/// (whose home may be on a file system that does not trust root).
+fn enter(cwd: &str) -> Outcome<bool> {
+    match rustix::process::chdir(cwd) {
+        Ok(()) => Ok(true),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(false),
+        Err(error) => Err(no_folder(cwd, error)),
+    }
+}
+
+#[cold]
+fn no_folder(cwd: &str, error: Errno) -> Failure {
+    let number = error.raw_os_error();
+    let cause = errno::text(number);
+    let message = format!("chdir to cwd ({cwd:?}) set in config.json failed: {cause}");
+    Failure::worded("chdir", cwd, number, message)
+}
+
+/// The standard streams belong to the user, so that /dev/stdout can be opened again. Not
+/// /dev/null, which belongs to all.
+fn give_stdio_to(uid: u32) {
+    if uid == 0 {
+        return;
+    }
+    for number in 0..3 {
+        // SAFETY: the standard streams are open.
+        let stream = unsafe { BorrowedFd::borrow_raw(number) };
+        let null = fs::fstat(stream).is_ok_and(|stat| stat.st_rdev == fs::makedev(1, 3));
+        if !null {
+            let _ = fs::fchown(stream, Some(Uid::from_raw(uid)), None::<Gid>);
+        }
+    }
+}
+
+fn drop_bounding(keep: u64) -> sys::Result<()> {
+    const MOST: u64 = 63;
+    for capability in (0..=MOST).filter(|capability| keep & 1 << capability == 0) {
+        match sys::prctl(prctl::PR_CAPBSET_DROP, capability, 0) {
+            // Beyond the last one that this kernel knows.
+            Err(Errno::INVAL) => break,
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+fn raise_ambient(set: u64) -> sys::Result<()> {
+    for capability in (0..64).filter(|capability| set & 1 << capability != 0) {
+        sys::prctl(
+            prctl::PR_CAP_AMBIENT,
+            prctl::PR_CAP_AMBIENT_RAISE.into(),
+            capability,
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! The parts of the agent that do no I/O: bytes in, values out. They are tested on the host.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod errno;
+pub mod flow;
+pub mod frames;
+pub mod messages;
+pub mod msgpack;
+pub mod program;

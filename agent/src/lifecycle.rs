@@ -1,0 +1,345 @@
+//! Requests about containers and their processes.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use cloche_agent::errno;
+use cloche_agent::messages::{
+    CgroupRead, Container as Plan, Exec, Failure, Freeze, Resize, Signal,
+};
+use linux_raw_sys::general as raw;
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
+use rustix::io;
+
+use crate::agent::{Agent, Answer};
+use crate::cgroup::Cgroup;
+use crate::child;
+use crate::container::Container;
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::process::{self, Ends, Process, Stage};
+use crate::sys::{self, Fork};
+
+const NEWPID: u64 = raw::CLONE_NEWPID as u64;
+const NEWCGROUP: u64 = raw::CLONE_NEWCGROUP as u64;
+const NEWNS: u64 = raw::CLONE_NEWNS as u64;
+/// Namespaces that a container may have of its own. The network is the guest's, and so are users.
+const POSSIBLE: u64 = NEWPID | NEWCGROUP | NEWNS | (raw::CLONE_NEWUTS | raw::CLONE_NEWIPC) as u64;
+
+impl Agent {
+    pub fn create(&mut self, number: u64, plan: &Plan) -> Outcome<Answer> {
+        if self
+            .containers
+            .iter()
+            .any(|container| container.id == plan.id)
+        {
+            let message = format!("container {:?} exists already", plan.id);
+            return Err(Failure::worded("create", plan.id, errno::EEXIST, message));
+        }
+        let joined = plan.join.iter().fold(0, |flags, (_, flag)| flags | flag);
+        if (plan.namespaces | joined) & !POSSIBLE != 0 {
+            let message = format!(
+                "namespaces {:#x} are not possible",
+                plan.namespaces | joined
+            );
+            return Err(Failure::worded("create", plan.id, errno::EINVAL, message));
+        }
+        let cgroup = Cgroup::make(plan.cgroup, &plan.cgroup_values)?;
+        let key = self.new_key();
+        let owns_pids = plan.namespaces & NEWPID != 0;
+        let namespaces = plan.namespaces | joined;
+        let mut container = Container::new(key, plan.id, cgroup, namespaces, owns_pids);
+        let started = self.clone_init(number, plan, &mut container);
+        match started {
+            Ok(process) => {
+                self.processes.push(process);
+                self.containers.push(container);
+                Ok(Answer::Other)
+            }
+            Err(failure) => {
+                let _ = container.cgroup.remove();
+                Err(failure)
+            }
+        }
+    }
+
+    fn clone_init(
+        &mut self,
+        number: u64,
+        plan: &Plan,
+        container: &mut Container,
+    ) -> Outcome<Process> {
+        const STEP: &str = "create";
+        container
+            .watch_memory(&self.poll, &plan.cgroup_values)
+            .step(STEP, "memory.events")?;
+        let pids = plan.join.iter().find(|(_, flag)| *flag == NEWPID);
+        let pids = match pids {
+            Some((path, _)) => {
+                Some(files::open(*path, OFlags::RDONLY).step("join namespace", path)?)
+            }
+            None => None,
+        };
+        let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
+        let flags = plan.namespaces & !NEWCGROUP | NEWNS;
+        match self
+            .fork_into(pids.as_ref(), flags, &container.cgroup)
+            .step("clone", plan.id)?
+        {
+            Fork::Child => child::init(plan, wires),
+            Fork::Parent { pid, pidfd } => {
+                drop(wires);
+                self.adopt(
+                    container.key,
+                    None,
+                    pid,
+                    pidfd,
+                    ends,
+                    Stage::Preparing(number),
+                )
+                .map(|process| process.with_streams(&plan.process))
+            }
+        }
+    }
+
+    /// Forks into a cgroup, and into a PID namespace if one is given: only children enter it.
+    fn fork_into(&self, pids: Option<&OwnedFd>, flags: u64, cgroup: &Cgroup) -> sys::Result<Fork> {
+        if let Some(pids) = pids {
+            sys::setns(pids, NEWPID)?;
+        }
+        let fork = sys::fork(flags, Some(cgroup.folder()));
+        if pids.is_some() && !matches!(fork, Ok(Fork::Child)) {
+            // Where the agent's next children belong.
+            if let Err(error) = sys::setns(&self.own_pids, NEWPID) {
+                panic!("returning to the own PID namespace: {error:?}");
+            }
+        }
+        fork
+    }
+
+    fn adopt(
+        &mut self,
+        container: u32,
+        exec_id: Option<&str>,
+        pid: i32,
+        pidfd: OwnedFd,
+        ends: Ends,
+        stage: Stage,
+    ) -> Outcome<Process> {
+        let key = self.new_key();
+        if let Err(error) = ends.watch(&self.poll, key) {
+            let _ = sys::signal(&pidfd, raw::SIGKILL as i32);
+            return Err(Failure::new("watch", "pipes", error.raw_os_error()));
+        }
+        let exec_id = exec_id.map(Into::into);
+        Ok(Process::new(
+            key, container, exec_id, pid, pidfd, stage, ends,
+        ))
+    }
+
+    pub fn start(&mut self, number: u64, id: &str) -> Outcome<Answer> {
+        let process = self.process(id, None)?;
+        if process.stage != Stage::Created {
+            let message = format!("container {id:?} has been started already");
+            return Err(Failure::worded("start", id, errno::EBUSY, message));
+        }
+        process.stage = Stage::Starting(number);
+        process.go().step("start", id)?;
+        Ok(Answer::Other)
+    }
+
+    pub fn exec(&mut self, number: u64, plan: &Exec) -> Outcome<Answer> {
+        const STEP: &str = "exec";
+        let (key, namespaces) = {
+            let container = self.container(plan.id)?;
+            (container.key, container.namespaces)
+        };
+        if self.process(plan.id, Some(plan.exec_id)).is_ok() {
+            let message = format!("exec {:?} exists already", plan.exec_id);
+            return Err(Failure::worded(STEP, plan.exec_id, errno::EEXIST, message));
+        }
+        let init =
+            io::fcntl_dupfd_cloexec(&self.process(plan.id, None)?.pidfd, 0).step(STEP, "init")?;
+        let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
+        let pids = Some(&init).filter(|_| namespaces & NEWPID != 0);
+        let container = self.container(plan.id)?.key;
+        let fork = {
+            let found = self.containers.iter().find(|one| one.key == container);
+            let cgroup = &found
+                .ok_or_else(|| Failure::new(STEP, plan.id, errno::ENOENT))?
+                .cgroup;
+            self.fork_into(pids, 0, cgroup)
+                .step("clone", plan.exec_id)?
+        };
+        match fork {
+            Fork::Child => child::exec(&plan.process, namespaces, &init, wires),
+            Fork::Parent { pid, pidfd } => {
+                drop(wires);
+                let stage = if plan.process.terminal {
+                    Stage::Preparing(number)
+                } else {
+                    Stage::Starting(number)
+                };
+                let process = self.adopt(key, Some(plan.exec_id), pid, pidfd, ends, stage)?;
+                self.processes.push(process.with_streams(&plan.process));
+                Ok(Answer::Other)
+            }
+        }
+    }
+
+    pub fn signal(&mut self, plan: &Signal) -> Outcome<()> {
+        const STEP: &str = "signal";
+        if !plan.all {
+            let process = self.process(plan.id, plan.exec_id)?;
+            return sys::signal(&process.pidfd, plan.signal).step(STEP, plan.id);
+        }
+        let cgroup = &self.container(plan.id)?.cgroup;
+        if plan.signal == raw::SIGKILL as i32 {
+            return cgroup.kill().step(STEP, plan.id);
+        }
+        let members = cgroup.processes();
+        if members.is_empty() {
+            return Err(Failure::new(STEP, plan.id, errno::ESRCH));
+        }
+        for pid in members {
+            // Whoever ended in the meantime has nothing to be told.
+            let _ = sys::kill(pid, plan.signal);
+        }
+        Ok(())
+    }
+
+    pub fn resize(&mut self, plan: &Resize) -> Outcome<()> {
+        let process = self.process(plan.id, plan.exec_id)?;
+        process
+            .resize(plan.rows, plan.columns)
+            .step("resize", plan.exec_id.unwrap_or(plan.id))
+    }
+
+    pub fn freeze(&mut self, number: u64, plan: &Freeze) -> Outcome<Answer> {
+        let wanted = if plan.frozen { "1" } else { "0" };
+        let index = self.index_of(plan.id)?;
+        let container = &mut self.containers[index];
+        container
+            .watch_state(&self.poll)
+            .step("freeze", "cgroup.events")?;
+        container.freezes.push((number, plan.frozen));
+        if let Err(failure) = container.cgroup.write(&[("cgroup.freeze", wanted)]) {
+            container.freezes.pop();
+            return Err(failure);
+        }
+        let key = container.key;
+        self.cgroup_changed(key);
+        Ok(Answer::Other)
+    }
+
+    /// cgroup.events has changed, or might have.
+    pub fn cgroup_changed(&mut self, key: u32) {
+        let found = self
+            .containers
+            .iter_mut()
+            .find(|container| container.key == key);
+        let Some(container) = found else { return };
+        if container.freezes.is_empty() {
+            return;
+        }
+        let (_, frozen) = container.state();
+        let waiting = core::mem::take(&mut container.freezes);
+        let (done, waiting): (Vec<_>, Vec<_>) = waiting
+            .into_iter()
+            .partition(|(_, wanted)| *wanted == frozen);
+        container.freezes = waiting;
+        for (number, _) in done {
+            self.reply(number, |writer| writer.nil());
+        }
+    }
+
+    pub fn cgroup_read(&mut self, number: u64, plan: &CgroupRead) -> Outcome<Answer> {
+        let cgroup = &self.container(plan.id)?.cgroup;
+        let texts: Vec<_> = plan
+            .files
+            .iter()
+            .map(|file| (*file, cgroup.read(file)))
+            .collect();
+        self.reply(number, |writer| {
+            writer.map(texts.len());
+            for (file, text) in &texts {
+                writer.str(file);
+                writer.optional(text.as_deref());
+            }
+        });
+        Ok(Answer::Other)
+    }
+
+    /// Kills what is left; the reply comes once nothing is.
+    pub fn delete(&mut self, number: u64, id: &str) -> Outcome<Answer> {
+        let index = self.index_of(id)?;
+        let container = &mut self.containers[index];
+        if container.deleting.is_some() {
+            let message = format!("container {id:?} is being deleted already");
+            return Err(Failure::worded("delete", id, errno::EBUSY, message));
+        }
+        container
+            .watch_state(&self.poll)
+            .step("delete", "cgroup.events")?;
+        container.cgroup.kill().step("delete", id)?;
+        container.deleting = Some(number);
+        let key = container.key;
+        for process in self
+            .processes
+            .iter_mut()
+            .filter(|process| process.container == key)
+        {
+            process.hurried = true;
+        }
+        Ok(Answer::Other)
+    }
+
+    fn index_of(&mut self, id: &str) -> Outcome<usize> {
+        let key = self.container(id)?.key;
+        let index = self
+            .containers
+            .iter()
+            .position(|container| container.key == key);
+        index.ok_or_else(|| Failure::new("find", id, errno::ENOENT))
+    }
+
+    /// Removes containers that are to be deleted and have no process left.
+    pub fn finish_deletions(&mut self) {
+        let mut index = 0;
+        while index < self.containers.len() {
+            if self.is_deletable(index) {
+                let container = self.containers.remove(index);
+                self.forget(&container);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    fn is_deletable(&self, index: usize) -> bool {
+        let container = &self.containers[index];
+        let mut own = self
+            .processes
+            .iter()
+            .filter(|process| process.container == container.key);
+        container.deleting.is_some() && own.all(|process| process.told) && !container.state().0
+    }
+
+    /// Removes what is left of a container and answers its `delete`.
+    pub fn forget(&mut self, container: &Container) {
+        self.processes
+            .retain(|process| process.container != container.key);
+        let removed = container.cgroup.remove();
+        let Some(number) = container.deleting else {
+            return;
+        };
+        match removed {
+            Ok(()) => self.reply(number, |writer| writer.nil()),
+            Err(error) => {
+                let failure = Failure::new("delete", &container.id, error.raw_os_error());
+                self.refuse(number, &failure);
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! cloche-agent: PID 1 of a cloche guest. It carries out what the host asks for over one
+//! virtio-serial port (docs/protocol.md) and holds no policy of its own.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod agent;
+mod boot;
+mod cgroup;
+mod child;
+mod console;
+mod container;
+mod copyup;
+mod fail;
+mod files;
+mod lifecycle;
+mod mounts;
+mod poll;
+mod port;
+mod process;
+mod reap;
+mod renew;
+mod report;
+mod start;
+mod streams;
+mod sys;
+
+use alloc::vec::Vec;
+
+extern "C" fn main() -> ! {
+    let mut notes = Vec::new();
+    start::prepare_heap();
+    boot::leave_rootfs(&mut notes);
+    boot::open_console();
+    console::milestone("booted");
+    boot::mount_all(&mut notes);
+    boot::enable_controllers(&mut notes);
+    console::milestone("mounts done");
+    boot::load_modules(&mut notes);
+    console::milestone("modules loaded");
+    let port = boot::open_port();
+    console::milestone("port open");
+    let mut agent = agent::Agent::new(port, notes);
+    console::milestone("ready");
+    agent.serve()
+}

@@ -1,0 +1,228 @@
+//! Carrying out one mount of a plan, with its target looked up inside a root.
+
+use alloc::ffi::CString;
+use alloc::format;
+use alloc::string::String;
+
+use cloche_agent::messages::{Failure, Mount};
+use linux_raw_sys::general as raw;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{self, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use crate::copyup;
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::sys::{self, Result};
+
+const STEP: &str = "mount";
+const PROPAGATIONS: u64 =
+    (raw::MS_SHARED | raw::MS_SLAVE | raw::MS_PRIVATE | raw::MS_UNBINDABLE) as u64;
+
+/// Opens `path` as if `root` were `/`: neither `..` nor a symlink leads out.
+pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd> {
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let path = if path.is_empty() { "." } else { path };
+    loop {
+        // EAGAIN: something was renamed while `..` was looked up.
+        match fs::openat2(&root, path, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            Err(Errno::AGAIN) => {}
+            result => return result,
+        }
+    }
+}
+
+/// The folder in which the last component of `path` is, made if need be, and that component.
+pub fn parent_in_root<'a>(root: impl AsFd, path: &'a str) -> Result<(OwnedFd, &'a str)> {
+    let path = path.trim_end_matches('/');
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    if matches!(name, "" | "." | "..") {
+        return Err(Errno::INVAL);
+    }
+    Ok((folder_in_root(root, folder)?, name))
+}
+
+/// Opens the folder `path` below `root`; whatever of it is missing is made.
+pub fn folder_in_root(root: impl AsFd, path: &str) -> Result<OwnedFd> {
+    let root = root.as_fd();
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    match open_in_root(root, path, flags) {
+        Err(Errno::NOENT) => {}
+        result => return result,
+    }
+    let mut current = open_in_root(root, "", flags)?;
+    let mut walked = String::new();
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        walked.push('/');
+        walked.push_str(part);
+        current = match open_in_root(root, &walked, flags) {
+            Err(Errno::NOENT) => {
+                fs::mkdirat(&current, part, Mode::from_raw_mode(0o755))?;
+                open_in_root(root, &walked, flags)?
+            }
+            result => result?,
+        };
+    }
+    Ok(current)
+}
+
+/// The mount's target, made as `kind` says if it is missing.
+fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
+    match (open_in_root(root, path, OFlags::PATH), kind) {
+        (Err(Errno::NOENT), "dir") => folder_in_root(root, path),
+        (Err(Errno::NOENT), "file") => {
+            let (folder, name) = parent_in_root(root, path)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))?;
+            open_in_root(root, path, OFlags::PATH)
+        }
+        (result, _) => result,
+    }
+}
+
+/// Carries out `plan` with its target inside `root`.
+pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
+    let root = root.as_fd();
+    let target = target(root, plan.target, plan.kind).step("mount target", plan.target)?;
+    let flags = plan.flags;
+    if flags & u64::from(raw::MS_REMOUNT) != 0 {
+        return remount(&target, plan).map_err(|error| failed(plan, error));
+    }
+    if flags & u64::from(raw::MS_BIND) != 0 {
+        return bind(&target, plan).map_err(|error| failed(plan, error));
+    }
+    if plan.tmpcopyup.0 {
+        return copyup::mount(&target, plan);
+    }
+    fresh(&target, plan).map_err(|error| failed(plan, error))?;
+    let attributes = plan.recursive_attr.0;
+    if attributes.is_none() && plan.propagation == 0 {
+        return Ok(());
+    }
+    // Opened again, the target is the root of the new mount.
+    let new = open_in_root(root, plan.target, OFlags::PATH).step(STEP, plan.target)?;
+    adjust(&new, plan).map_err(|error| failed(plan, error))
+}
+
+/// Carries out `plan` in the agent's own file system.
+pub fn mount_here(plan: &Mount) -> Outcome<()> {
+    let root = files::open("/", OFlags::PATH | OFlags::DIRECTORY).step("open", "/")?;
+    mount(root, plan)
+}
+
+/// Takes a mount off the agent's own file system, at once or as soon as nobody uses it.
+pub fn unmount_here(target: &str) -> Outcome<()> {
+    mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("umount", target)
+}
+
+#[cold]
+pub fn failed(plan: &Mount, error: Errno) -> Failure {
+    let object = alloc::format!("{} ({}) on {}", plan.source, plan.fstype, plan.target);
+    Failure::new(STEP, &object, error.raw_os_error())
+}
+
+/// Mounts a file system on the folder `target`, through the working directory: a descriptor has
+/// no other name that does not need /proc.
+fn fresh(target: &OwnedFd, plan: &Mount) -> Result<()> {
+    let mut data = String::from(plan.data);
+    if plan.fstype == "tmpfs" && !data.contains("mode=") {
+        // As runc does: a tmpfs keeps the mode of the folder that it hides.
+        let mode = fs::fstat(target)?.st_mode & 0o7777;
+        let comma = if data.is_empty() { "" } else { "," };
+        data.push_str(&format!("{comma}mode={mode:04o}"));
+    }
+    let data = CString::new(data).map_err(|_| Errno::INVAL)?;
+    let flags = MountFlags::from_bits_retain(plan.flags as u32);
+    rustix::process::fchdir(target)?;
+    let mounted = mount::mount(plan.source, ".", plan.fstype, flags, data.as_c_str());
+    rustix::process::chdir("/")?;
+    mounted
+}
+
+fn remount(target: &OwnedFd, plan: &Mount) -> Result<()> {
+    let data = CString::new(plan.data).map_err(|_| Errno::INVAL)?;
+    let flags = MountFlags::from_bits_retain(plan.flags as u32 & !raw::MS_REMOUNT);
+    rustix::process::fchdir(target)?;
+    let mounted = mount::mount_remount(".", flags, data.as_c_str());
+    rustix::process::chdir("/")?;
+    mounted
+}
+
+/// A bind mount gets its flags before it is attached anywhere, so that it is never seen without.
+fn bind(target: &OwnedFd, plan: &Mount) -> Result<()> {
+    let recursive = plan.flags & u64::from(raw::MS_REC) != 0;
+    let tree = clone_tree(fs::CWD, plan.source, recursive)?;
+    let others = plan.flags & !u64::from(raw::MS_BIND | raw::MS_REC);
+    if others != 0 {
+        let (set, clear) = attributes(others);
+        sys::mount_setattr(&tree, 0, set, clear, 0)?;
+    }
+    adjust(&tree, plan)?;
+    attach(&tree, target)
+}
+
+/// Recursive attributes and propagation.
+fn adjust(tree: &OwnedFd, plan: &Mount) -> Result<()> {
+    if let Some((set, clear)) = plan.recursive_attr.0 {
+        sys::mount_setattr(tree, raw::AT_RECURSIVE, set, clear, 0)?;
+    }
+    if plan.propagation & PROPAGATIONS != 0 {
+        let recursive = plan.propagation & u64::from(raw::MS_REC) != 0;
+        let flags = if recursive { raw::AT_RECURSIVE } else { 0 };
+        sys::mount_setattr(tree, flags, 0, 0, plan.propagation & PROPAGATIONS)?;
+    }
+    Ok(())
+}
+
+/// A detached copy of the mount at `path`.
+pub fn clone_tree(folder: impl AsFd, path: &str, recursive: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if path.is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    mount::open_tree(folder, path, flags)
+}
+
+/// Mounts a detached tree on `target`.
+pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    mount::move_mount(tree, "", target, "", flags)
+}
+
+/// Whether an open file is a folder.
+pub fn is_folder(file: impl AsFd) -> Result<bool> {
+    Ok(FileType::from_raw_mode(fs::fstat(file)?.st_mode) == FileType::Directory)
+}
+
+/// What a bind remount with MS_* `flags` means to mount_setattr(2): exactly these flags; the
+/// access time mode stays as it is unless one is named (mount(2), "Remounting").
+fn attributes(flags: u64) -> (u64, u64) {
+    const PLAIN: [(u32, u32); 6] = [
+        (raw::MS_RDONLY, raw::MOUNT_ATTR_RDONLY),
+        (raw::MS_NOSUID, raw::MOUNT_ATTR_NOSUID),
+        (raw::MS_NODEV, raw::MOUNT_ATTR_NODEV),
+        (raw::MS_NOEXEC, raw::MOUNT_ATTR_NOEXEC),
+        (raw::MS_NODIRATIME, raw::MOUNT_ATTR_NODIRATIME),
+        (raw::MS_NOSYMFOLLOW, raw::MOUNT_ATTR_NOSYMFOLLOW),
+    ];
+    const TIMES: [(u32, u32); 3] = [
+        (raw::MS_NOATIME, raw::MOUNT_ATTR_NOATIME),
+        (raw::MS_STRICTATIME, raw::MOUNT_ATTR_STRICTATIME),
+        (raw::MS_RELATIME, raw::MOUNT_ATTR_RELATIME),
+    ];
+    let named = |flag: u32| flags & u64::from(flag) != 0;
+    let (mut set, mut clear) = (0, 0);
+    for (flag, attribute) in PLAIN {
+        let side = if named(flag) { &mut set } else { &mut clear };
+        *side |= u64::from(attribute);
+    }
+    if let Some((_, attribute)) = TIMES.iter().find(|(flag, _)| named(*flag)) {
+        set |= u64::from(*attribute);
+        clear |= u64::from(raw::MOUNT_ATTR__ATIME);
+    }
+    (set, clear)
+}

@@ -1,0 +1,239 @@
+//! A process of a container, from its clone until its last byte of output has been forwarded.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use cloche_agent::messages::{self, Process as Plan};
+use rustix::event::epoll::EventFlags;
+use rustix::fd::OwnedFd;
+use rustix::io;
+use rustix::pipe::{pipe_with, PipeFlags};
+use rustix::process::PidfdGetfdFlags;
+
+use crate::child::{terminal, Wires};
+use crate::poll::{Kind, Poll};
+use crate::streams::{Sink, Source};
+use crate::sys::Result;
+
+/// How far a process has come; the number is that of the request which waits for the next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Being made ready for `create`, or for an `exec` with a terminal.
+    Preparing(u64),
+    /// Created; waits for `start`.
+    Created,
+    /// On its way to execve.
+    Starting(u64),
+    /// Has been executed.
+    Running,
+}
+
+pub struct Process {
+    pub key: u32,
+    /// Key of its container.
+    pub container: u32,
+    /// `None`: the container's init.
+    pub exec_id: Option<String>,
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    pub stage: Stage,
+    pub ends: Ends,
+    /// The streams of its terminal, should it have one.
+    streams: (u32, u32),
+    /// Wait status, once it has been reaped.
+    pub status: Option<i32>,
+    /// Its exit event has been sent.
+    pub told: bool,
+    /// Its container is being deleted: output that the host does not take is given up.
+    pub hurried: bool,
+}
+
+/// The agent's ends of a process's pipes.
+pub struct Ends {
+    pub stdin: Option<Sink>,
+    pub stdout: Option<Source>,
+    pub stderr: Option<Source>,
+    pub report: Option<OwnedFd>,
+    pub go: Option<OwnedFd>,
+}
+
+/// Makes the pipes of a process.
+pub fn wire(plan: &Plan) -> Result<(Wires, Ends)> {
+    let (report_out, report_in) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (go_out, go_in) = pipe_with(PipeFlags::CLOEXEC)?;
+    io::ioctl_fionbio(&report_out, true)?;
+    let mut wires = Wires {
+        stdio: [None, None, None],
+        report: report_in,
+        go: go_out,
+    };
+    let mut ends = Ends {
+        stdin: None,
+        stdout: None,
+        stderr: None,
+        report: Some(report_out),
+        go: Some(go_in),
+    };
+    if plan.terminal {
+        return Ok((wires, ends));
+    }
+    if plan.stdin != 0 {
+        let (theirs, ours) = stream_pipe(false)?;
+        wires.stdio[0] = Some(theirs);
+        ends.stdin = Some(Sink::new(plan.stdin, ours, false));
+    }
+    for (number, stream) in [(1, plan.stdout), (2, plan.stderr)] {
+        if stream != 0 {
+            let (ours, theirs) = stream_pipe(true)?;
+            wires.stdio[number] = Some(theirs);
+            let source = Some(Source::new(stream, ours));
+            *(if number == 1 {
+                &mut ends.stdout
+            } else {
+                &mut ends.stderr
+            }) = source;
+        }
+    }
+    Ok((wires, ends))
+}
+
+/// Reading and writing end of a pipe of which one end, ours, does not block.
+fn stream_pipe(read_here: bool) -> Result<(OwnedFd, OwnedFd)> {
+    let (reading, writing) = pipe_with(PipeFlags::CLOEXEC)?;
+    io::ioctl_fionbio(if read_here { &reading } else { &writing }, true)?;
+    Ok((reading, writing))
+}
+
+impl Ends {
+    /// Lets epoll report all ends under `key`.
+    pub fn watch(&self, poll: &Poll, key: u32) -> Result<()> {
+        if let Some(report) = &self.report {
+            poll.add(report, Kind::Report, key, EventFlags::IN)?;
+        }
+        if let Some(fd) = self.stdin.as_ref().and_then(Sink::fd) {
+            poll.add(fd, Kind::Stdin, key, EventFlags::OUT)?;
+        }
+        if let Some(fd) = self.stdout.as_ref().and_then(Source::fd) {
+            poll.add(fd, Kind::Stdout, key, EventFlags::IN)?;
+        }
+        if let Some(fd) = self.stderr.as_ref().and_then(Source::fd) {
+            poll.add(fd, Kind::Stderr, key, EventFlags::IN)?;
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    pub fn new(
+        key: u32,
+        container: u32,
+        exec_id: Option<String>,
+        pid: i32,
+        pidfd: OwnedFd,
+        stage: Stage,
+        ends: Ends,
+    ) -> Process {
+        let streams = (0, 0);
+        let (status, told, hurried) = (None, false, false);
+        Process {
+            key,
+            container,
+            exec_id,
+            pid,
+            pidfd,
+            stage,
+            ends,
+            streams,
+            status,
+            told,
+            hurried,
+        }
+    }
+
+    /// Remembers which streams a terminal would be.
+    pub fn with_streams(mut self, plan: &Plan) -> Process {
+        self.streams = (plan.stdin, plan.stdout);
+        self
+    }
+
+    /// Lets the waiting child go on.
+    pub fn go(&mut self) -> Result<()> {
+        match self.ends.go.take() {
+            Some(pipe) => io::write(pipe, b"g").map(drop),
+            None => Err(io::Errno::SRCH),
+        }
+    }
+
+    /// Sets the size of its terminal.
+    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
+        let terminal = self.ends.stdin.as_ref().filter(|sink| sink.is_terminal());
+        let fd = terminal.and_then(Sink::fd).ok_or(io::Errno::NOTTY)?;
+        terminal::resize(fd, rows, columns)
+    }
+
+    /// Takes the terminal that the waiting child has opened as its descriptor `number`.
+    pub fn take_terminal(&mut self, number: u8, poll: &Poll) -> Result<()> {
+        let flags = PidfdGetfdFlags::empty();
+        let master = rustix::process::pidfd_getfd(&self.pidfd, number.into(), flags)?;
+        io::ioctl_fionbio(&master, true)?;
+        let input = io::fcntl_dupfd_cloexec(&master, 0)?;
+        let (stdin, stdout) = self.streams;
+        if stdin != 0 {
+            poll.add(&input, Kind::Stdin, self.key, EventFlags::OUT)?;
+        }
+        poll.add(&master, Kind::Stdout, self.key, EventFlags::IN)?;
+        // Even unconnected, the input end stays: it is what `resize` works on.
+        self.ends.stdin = Some(Sink::new(stdin, input, true));
+        self.ends.stdout = Some(Source::new(stdout, master));
+        Ok(())
+    }
+
+    /// The source or sink that epoll reported.
+    pub fn ready(&mut self, kind: Kind) {
+        match kind {
+            Kind::Stdin => self.ends.stdin.iter_mut().for_each(Sink::ready),
+            Kind::Stdout => self.ends.stdout.iter_mut().for_each(Source::ready),
+            _ => self.ends.stderr.iter_mut().for_each(Source::ready),
+        }
+    }
+
+    pub fn sources(&mut self) -> impl Iterator<Item = &mut Source> {
+        self.ends
+            .stdout
+            .iter_mut()
+            .chain(self.ends.stderr.iter_mut())
+    }
+
+    /// It has been reaped.
+    pub fn ended(&mut self, status: i32) {
+        self.status = Some(status);
+        self.sources().for_each(Source::process_ended);
+        self.ends.go = None;
+    }
+
+    /// Moves bytes both ways and tells of the exit once nothing precedes it any more; true if
+    /// more could be moved at once.
+    pub fn pump(&mut self, id: &str, out: &mut Vec<u8>, has_room: bool) -> bool {
+        if let Some(sink) = &mut self.ends.stdin {
+            sink.pump(out);
+        }
+        let mut busy = false;
+        if has_room {
+            for source in self.sources() {
+                busy |= source.pump(out);
+            }
+        }
+        let hurried = self.hurried;
+        let settled = self.sources().all(|source| source.is_settled(hurried));
+        if let Some(status) = self.status.filter(|_| settled && !self.told) {
+            messages::exit(out, id, self.exec_id.as_deref(), status);
+            self.told = true;
+        }
+        busy
+    }
+
+    /// Nothing of it is left: ended, told, and all output forwarded.
+    pub fn is_over(&mut self) -> bool {
+        self.told && !self.sources().any(|source| source.is_open())
+    }
+}

@@ -1,0 +1,85 @@
+//! Streams and ends of processes.
+
+use cloche_agent::messages;
+
+use crate::agent::Agent;
+use crate::process::Process;
+
+impl Agent {
+    /// A child has been reaped. Most are ours; the others lost their parent.
+    pub fn ended(&mut self, pid: i32, status: i32) {
+        let is_it = |process: &&mut Process| process.pid == pid && process.status.is_none();
+        let Some(process) = self.processes.iter_mut().find(is_it) else {
+            return;
+        };
+        process.ended(status);
+        let (key, container, is_init) = (process.key, process.container, process.exec_id.is_none());
+        // What it reported before it ended comes first.
+        self.report(key);
+        let found = self.containers.iter().find(|one| one.key == container);
+        if let Some(container) = found.filter(|one| is_init && !one.owns_pids) {
+            let _ = container.cgroup.kill();
+        }
+    }
+
+    /// Moves what can be moved; true if there is more to do at once.
+    pub fn pump(&mut self) -> bool {
+        let mut busy = false;
+        for process in &mut self.processes {
+            let container = self
+                .containers
+                .iter()
+                .find(|one| one.key == process.container);
+            let id = container.map_or("", |container| container.id.as_str());
+            let has_room = self.port.has_room();
+            busy |= process.pump(id, &mut self.port.out, has_room);
+        }
+        self.processes
+            .retain_mut(|process| process.exec_id.is_none() || !process.is_over());
+        self.finish_deletions();
+        // With no room, it is the port that has to become writable first.
+        busy && self.port.has_room()
+    }
+
+    pub fn input(&mut self, stream: u32, data: &[u8]) {
+        let sinks = self
+            .processes
+            .iter_mut()
+            .filter_map(|process| process.ends.stdin.as_mut());
+        let Some(sink) = sinks.into_iter().find(|sink| sink.stream == stream) else {
+            return;
+        };
+        if sink.receive(data).is_err() {
+            let message =
+                alloc::format!("stream {stream}: more than there was credit for, dropped");
+            messages::log(&mut self.port.out, "error", &message);
+        }
+    }
+
+    pub fn credit(&mut self, stream: u32, payload: &[u8]) {
+        let Ok(bytes) = payload.try_into().map(u32::from_le_bytes) else {
+            return;
+        };
+        let mut sources = self
+            .processes
+            .iter_mut()
+            .flat_map(|process| process.sources());
+        if let Some(source) = sources.find(|source| source.stream == stream) {
+            source.granted(bytes);
+        }
+    }
+
+    /// The host writes no more to a stdin, or reads no more of an output.
+    pub fn end_of_stream(&mut self, stream: u32) {
+        for process in &mut self.processes {
+            let sink = process
+                .ends
+                .stdin
+                .as_mut()
+                .filter(|sink| sink.stream == stream);
+            sink.into_iter().for_each(|sink| sink.end());
+            let source = process.sources().find(|source| source.stream == stream);
+            source.into_iter().for_each(|source| source.abandon());
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! System calls that rustix has no function for, or only one that fits badly.
+
+use core::arch::asm;
+use core::ffi::CStr;
+use core::mem::{size_of, MaybeUninit};
+use core::ptr;
+
+use alloc::ffi::CString;
+use alloc::vec::Vec;
+use linux_raw_sys::general as raw;
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use rustix::io::Errno;
+
+pub type Result<T> = core::result::Result<T, Errno>;
+
+/// Executes one system call.
+///
+/// # Safety
+/// The arguments must be what the call demands: pointers valid for what it reads and writes.
+#[inline(never)]
+unsafe fn syscall(number: u32, arguments: [usize; 5]) -> Result<usize> {
+    let result: isize;
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: the caller's; the kernel clobbers rcx and r11, and memory as the call says.
+    unsafe {
+        asm!("syscall", inlateout("rax") number as isize => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e,
+            lateout("rcx") _, lateout("r11") _, options(nostack));
+    }
+    match result {
+        -4095..0 => Err(Errno::from_raw_os_error(-result as i32)),
+        _ => Ok(result as usize),
+    }
+}
+
+fn raw_fd(fd: impl AsFd) -> usize {
+    fd.as_fd().as_raw_fd() as usize
+}
+
+/// The side of a fork that returned.
+pub enum Fork {
+    Child,
+    Parent { pid: i32, pidfd: OwnedFd },
+}
+
+/// Forks into new namespaces (`flags`, CLONE_NEW*) and, if given, directly into a cgroup.
+/// The child shares nothing with its parent.
+pub fn fork(flags: u64, cgroup: Option<&OwnedFd>) -> Result<Fork> {
+    let mut pidfd: RawFd = -1;
+    let mut arguments = raw::clone_args {
+        flags: flags | u64::from(raw::CLONE_PIDFD),
+        pidfd: ptr::addr_of_mut!(pidfd) as u64,
+        child_tid: 0,
+        parent_tid: 0,
+        exit_signal: raw::SIGCHLD.into(),
+        stack: 0,
+        stack_size: 0,
+        tls: 0,
+        set_tid: 0,
+        set_tid_size: 0,
+        cgroup: 0,
+    };
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= raw::CLONE_INTO_CGROUP;
+        arguments.cgroup = raw_fd(cgroup) as u64;
+    }
+    let size = size_of::<raw::clone_args>();
+    // SAFETY: the structure outlives the call; without CLONE_VM the child goes on in a copy of
+    // this memory and stack, and the agent has no other thread whose state could be torn.
+    let pid = unsafe {
+        syscall(
+            raw::__NR_clone3,
+            [ptr::addr_of!(arguments) as usize, size, 0, 0, 0],
+        )
+    }?;
+    if pid == 0 {
+        return Ok(Fork::Child);
+    }
+    // SAFETY: CLONE_PIDFD made the kernel store a descriptor that is ours alone.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Fork::Parent {
+        pid: pid as i32,
+        pidfd,
+    })
+}
+
+/// Ends this process.
+pub fn exit(status: i32) -> ! {
+    loop {
+        // SAFETY: takes no pointers; does not return.
+        let _ = unsafe { syscall(raw::__NR_exit_group, [status as usize, 0, 0, 0, 0]) };
+    }
+}
+
+/// Turns the machine off. QEMU runs with -no-reboot, so a restart is the end as well.
+pub fn power_off() -> ! {
+    loop {
+        let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
+        let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
+    }
+}
+
+/// Strings and the array of pointers to them that execve(2) wants.
+pub struct Vector {
+    _strings: Vec<CString>,
+    pointers: Vec<*const u8>,
+}
+
+impl Vector {
+    pub fn new<'a>(strings: impl Iterator<Item = &'a str>) -> Vector {
+        // The protocol's strings hold no NUL (`messages` checks that): none is lost here.
+        let strings: Vec<CString> = strings.filter_map(|text| CString::new(text).ok()).collect();
+        let mut pointers: Vec<*const u8> =
+            strings.iter().map(|text| text.as_ptr().cast()).collect();
+        pointers.push(ptr::null());
+        Vector {
+            _strings: strings,
+            pointers,
+        }
+    }
+}
+
+/// Replaces the program of this process; returns only if that failed.
+pub fn execve(path: &CStr, arguments: &Vector, environment: &Vector) -> Errno {
+    let (path, arguments, environment) = (
+        path.as_ptr() as usize,
+        arguments.pointers.as_ptr(),
+        environment.pointers.as_ptr(),
+    );
+    // SAFETY: NUL-terminated strings in NULL-terminated arrays, alive during the call.
+    let result = unsafe {
+        syscall(
+            raw::__NR_execve,
+            [path, arguments as usize, environment as usize, 0, 0],
+        )
+    };
+    result.err().unwrap_or(Errno::INVAL)
+}
+
+/// A process that has ended, and its wait status; `None` if there is none now.
+pub fn reap() -> Option<(i32, i32)> {
+    wait(-1, raw::WNOHANG | raw::__WALL)
+}
+
+/// Waits for `pid` (-1: any child) with the options of wait4(2).
+pub fn wait(pid: i32, options: u32) -> Option<(i32, i32)> {
+    let mut status = 0i32;
+    let status_at = ptr::addr_of_mut!(status) as usize;
+    // SAFETY: the status outlives the call; no rusage is asked for.
+    let call = || unsafe {
+        syscall(
+            raw::__NR_wait4,
+            [pid as usize, status_at, options as usize, 0, 0],
+        )
+    };
+    loop {
+        match call() {
+            Ok(0) => return None,
+            Ok(pid) => return Some((pid as i32, status)),
+            Err(Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Blocks exactly the signals of `mask` (bit n-1 is signal n).
+pub fn block_signals(mask: u64) -> Result<()> {
+    let at = ptr::addr_of!(mask) as usize;
+    // SAFETY: the mask of eight bytes outlives the call.
+    let how = raw::SIG_SETMASK as usize;
+    unsafe { syscall(raw::__NR_rt_sigprocmask, [how, at, 0, size_of::<u64>(), 0]) }.map(drop)
+}
+
+/// A descriptor that is readable while one of the blocked signals of `mask` is pending.
+pub fn signal_fd(mask: u64) -> Result<OwnedFd> {
+    let at = ptr::addr_of!(mask) as usize;
+    let flags = (raw::O_NONBLOCK | raw::O_CLOEXEC) as usize;
+    let new = usize::MAX;
+    // SAFETY: the mask outlives the call; the returned descriptor is ours alone.
+    unsafe {
+        let fd = syscall(raw::__NR_signalfd4, [new, at, size_of::<u64>(), flags, 0])?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Closes every descriptor from `first` on.
+pub fn close_from(first: RawFd) -> Result<()> {
+    // SAFETY: takes no pointers; only called where no descriptor from `first` on is used again.
+    unsafe {
+        syscall(
+            raw::__NR_close_range,
+            [first as usize, u32::MAX as usize, 0, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// Makes `to` a copy of `from`; `flags`: 0, or O_CLOEXEC for one that execve(2) closes.
+pub fn duplicate(from: impl AsFd, to: RawFd, flags: u32) -> Result<()> {
+    // SAFETY: takes no pointers; `to` is a number that the caller sets aside.
+    unsafe {
+        syscall(
+            raw::__NR_dup3,
+            [raw_fd(from), to as usize, flags as usize, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// prctl(2) with an option that takes numbers only.
+pub fn prctl(option: u32, a: u64, b: u64) -> Result<()> {
+    let arguments = [option as usize, a as usize, b as usize, 0, 0];
+    // SAFETY: the options used here take no pointers.
+    unsafe { syscall(raw::__NR_prctl, arguments) }.map(drop)
+}
+
+/// The three sets of capset(2).
+pub struct Capabilities {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+}
+
+/// Sets the capabilities of this process.
+pub fn capset(sets: &Capabilities) -> Result<()> {
+    let header: [u32; 2] = [raw::_LINUX_CAPABILITY_VERSION_3, 0];
+    let half = |shift: u32| {
+        [sets.effective, sets.permitted, sets.inheritable].map(|set| (set >> shift) as u32)
+    };
+    let data: [[u32; 3]; 2] = [half(0), half(32)];
+    let (header, data) = (ptr::addr_of!(header) as usize, ptr::addr_of!(data) as usize);
+    // SAFETY: header and two data structures of version 3, alive during the call.
+    unsafe { syscall(raw::__NR_capset, [header, data, 0, 0, 0]) }.map(drop)
+}
+
+/// Sets group list, group and user of this process, in that order.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
+    let (uid, gid) = (uid as usize, gid as usize);
+    // SAFETY: the list outlives the call; the other calls take numbers.
+    unsafe {
+        syscall(
+            raw::__NR_setgroups,
+            [groups.len(), groups.as_ptr() as usize, 0, 0, 0],
+        )?;
+        syscall(raw::__NR_setresgid, [gid, gid, gid, 0, 0])?;
+        syscall(raw::__NR_setresuid, [uid, uid, uid, 0, 0])?;
+    }
+    Ok(())
+}
+
+/// Sets one resource limit of this process.
+pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let limit: [u64; 2] = [soft, hard];
+    let at = ptr::addr_of!(limit) as usize;
+    // SAFETY: the limit outlives the call.
+    unsafe { syscall(raw::__NR_prlimit64, [0, resource as usize, at, 0, 0]) }.map(drop)
+}
+
+/// Sets the file mode creation mask.
+pub fn umask(mask: u32) {
+    // SAFETY: takes no pointers, cannot fail.
+    let _ = unsafe { syscall(raw::__NR_umask, [mask as usize, 0, 0, 0, 0]) };
+}
+
+/// Installs a seccomp filter: `filter` is an array of struct sock_filter, eight bytes each.
+pub fn seccomp(filter: &[u8], flags: u32) -> Result<()> {
+    #[repr(C)]
+    struct Program {
+        length: u16,
+        filter: *const u8,
+    }
+    const SET_MODE_FILTER: usize = 1;
+    let length = u16::try_from(filter.len() / 8).map_err(|_| Errno::INVAL)?;
+    // The instructions lie in a msgpack message, at any address; the kernel copies them.
+    let program = Program {
+        length,
+        filter: filter.as_ptr(),
+    };
+    let at = ptr::addr_of!(program) as usize;
+    // SAFETY: the program and its instructions outlive the call.
+    unsafe {
+        syscall(
+            raw::__NR_seccomp,
+            [SET_MODE_FILTER, flags as usize, at, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// mount_setattr(2) on the mount that `fd` stands for.
+pub fn mount_setattr(
+    fd: impl AsFd,
+    flags: u32,
+    set: u64,
+    clear: u64,
+    propagation: u64,
+) -> Result<()> {
+    let attributes = raw::mount_attr {
+        attr_set: set,
+        attr_clr: clear,
+        propagation,
+        userns_fd: 0,
+    };
+    let (at, size) = (
+        ptr::addr_of!(attributes) as usize,
+        size_of::<raw::mount_attr>(),
+    );
+    let flags = (flags | raw::AT_EMPTY_PATH) as usize;
+    let here = c"".as_ptr() as usize;
+    // SAFETY: path and structure outlive the call.
+    unsafe { syscall(raw::__NR_mount_setattr, [raw_fd(fd), here, flags, at, size]) }.map(drop)
+}
+
+/// kill(2) of one process.
+pub fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: takes no pointers.
+    unsafe { syscall(raw::__NR_kill, [pid as usize, signal as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Sends `signal` to the process that `pidfd` stands for.
+pub fn signal(pidfd: impl AsFd, signal: i32) -> Result<()> {
+    let arguments = [raw_fd(pidfd), signal as usize, 0, 0, 0];
+    // SAFETY: no siginfo is given.
+    unsafe { syscall(raw::__NR_pidfd_send_signal, arguments) }.map(drop)
+}
+
+/// setns(2): enters namespaces of the kinds `flags` of what `fd` stands for.
+pub fn setns(fd: impl AsFd, flags: u64) -> Result<()> {
+    // SAFETY: takes no pointers.
+    unsafe { syscall(raw::__NR_setns, [raw_fd(fd), flags as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// unshare(2) with CLONE_NEW* flags.
+pub fn unshare(flags: u64) -> Result<()> {
+    // SAFETY: no flag that is passed here (CLONE_NEW*) affects memory or descriptors.
+    unsafe { syscall(raw::__NR_unshare, [flags as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Nanoseconds of `clock` (CLOCK_*).
+pub fn clock(clock: u32) -> Result<u64> {
+    let mut time = MaybeUninit::<raw::timespec>::uninit();
+    // SAFETY: the kernel fills the structure if the call succeeds.
+    let time = unsafe {
+        syscall(
+            raw::__NR_clock_gettime,
+            [clock as usize, time.as_mut_ptr() as usize, 0, 0, 0],
+        )?;
+        time.assume_init()
+    };
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+/// Sets CLOCK_REALTIME.
+pub fn set_time(nanoseconds: u64) -> Result<()> {
+    let time = raw::timespec {
+        tv_sec: (nanoseconds / 1_000_000_000) as _,
+        tv_nsec: (nanoseconds % 1_000_000_000) as _,
+    };
+    let at = ptr::addr_of!(time) as usize;
+    // SAFETY: the time outlives the call.
+    unsafe {
+        syscall(
+            raw::__NR_clock_settime,
+            [raw::CLOCK_REALTIME as usize, at, 0, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+/// Sleeps; only for the few waits at boot that nothing can be polled for.
+pub fn sleep(milliseconds: u32) {
+    let time = raw::timespec {
+        tv_sec: (milliseconds / 1000).into(),
+        tv_nsec: (milliseconds % 1000 * 1_000_000).into(),
+    };
+    let at = ptr::addr_of!(time) as usize;
+    // SAFETY: the time outlives the call; what remains after an interruption is not asked for.
+    let _ = unsafe { syscall(raw::__NR_nanosleep, [at, 0, 0, 0, 0]) };
+}
+
+/// madvise(2) against transparent huge pages in the whole pages of a range.
+///
+/// # Safety
+/// The range must be mapped.
+pub unsafe fn no_huge_pages(start: *mut u8, size: usize) {
+    const PAGE: usize = 4096;
+    let first = (start as usize).next_multiple_of(PAGE);
+    let end = (start as usize + size) & !(PAGE - 1);
+    let advice = raw::MADV_NOHUGEPAGE as usize;
+    // SAFETY: the caller's; contents are not affected.
+    let _ = unsafe { syscall(raw::__NR_madvise, [first, end - first, advice, 0, 0]) };
+}
+
+/// An ioctl(2) that takes a number.
+pub fn ioctl_number(fd: impl AsFd, request: u32, value: usize) -> Result<usize> {
+    // SAFETY: the requests used with this (TIOCSCTTY, TIOCGPTPEER, RNDRESEEDCRNG) take numbers.
+    unsafe { syscall(raw::__NR_ioctl, [raw_fd(fd), request as usize, value, 0, 0]) }
+}
+
+/// An ioctl(2) that reads or writes a `T`.
+///
+/// # Safety
+/// `T` must be what `request` takes.
+pub unsafe fn ioctl<T: ?Sized>(fd: impl AsFd, request: u32, value: &mut T) -> Result<usize> {
+    let at = ptr::from_mut(value).cast::<u8>() as usize;
+    // SAFETY: the caller's, and the value outlives the call.
+    unsafe { syscall(raw::__NR_ioctl, [raw_fd(fd), request as usize, at, 0, 0]) }
+}
