@@ -21,9 +21,10 @@ from cloche.guest.report import Report
 from cloche.heart.machine import boot_of, choose_shape
 from cloche.model.config import Settings, load_settings
 from cloche.model.state import DEFAULT_ROOT
-from cloche.vmm import template
+from cloche.vmm import template_maker
 from cloche.vmm.accel import choose_accel
 from cloche.vmm.shape import Shape
+from cloche.vmm.template import load_template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report
     if not settings.template:
         return Row("template", "none", "switched off in the configuration: every VM boots cold")
     report.step("Making the template")
-    template.make_template(
+    template_maker.make_template(
         settings.templates,
         shape,
         boot_of(guest, shape),
@@ -112,7 +113,7 @@ def remove_unused(settings: Settings, guest: Guest) -> list[str]:
     """Remove what no VM will start from any more."""
     with build.setup_lock(Path(settings.data_root)):
         removed = build.remove_unused(Path(settings.data_root))
-        names = template.remove_unused(settings.templates, guest.key)
+        names = template_maker.remove_unused(settings.templates, guest.key)
     return [*removed, *(f"templates/{name}" for name in names)]
 
 
@@ -144,7 +145,7 @@ def stale_reasons(settings: Settings) -> list[str]:
         reasons.append(f"guest: {stale}")
     elif guest is not None and settings.template and not reasons:
         shape = choose_shape(settings, guest, None, None)
-        if template.load_template(settings.templates, shape) is None:
+        if load_template(settings.templates, shape) is None:
             reasons.append("template: none for this QEMU, CPU, accelerator and guest")
     return reasons
 

@@ -13,27 +13,24 @@ from pathlib import Path
 
 from cloche.base.errors import ClocheError
 
-# Which Debian package brings a program that may be absent on a small installation.
-_PACKAGES = {
-    "apt-get": "apt",
-    "apt-cache": "apt",
-    "dpkg-deb": "dpkg",
-    "depmod": "kmod",
-    "zstd": "zstd",
-    "lz4": "lz4",
+_APT_HINT = "on a host without apt, name a kernel image with `kernel` in /etc/cloche/config.toml"
+# What to do about a program that may be absent on a small installation.
+_HINTS = {
+    "apt-get": _APT_HINT,
+    "apt-cache": _APT_HINT,
+    "dpkg-deb": _APT_HINT,
+    "depmod": "try: apt-get install kmod",
 }
 
 
 def find_tool(name: str, purpose: str) -> str:
-    """The path of program *name*; ClocheError with the package to install when it is missing."""
+    """The path of program *name*; ClocheError with what to install when it is missing."""
     # An administrator's PATH may lack the sbin folders where depmod lives.
     path = os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin"
     if found := shutil.which(name, path=path):
         return found
-    package = _PACKAGES.get(name, name)
-    raise ClocheError(
-        f"{name}: not installed, but needed {purpose}", hint=f"try: apt-get install {package}"
-    )
+    hint = _HINTS.get(name, f"try: apt-get install {name}")
+    raise ClocheError(f"{name}: not installed, but needed {purpose}", hint=hint)
 
 
 def run_tool(
@@ -66,17 +63,18 @@ def run_tool(
 def tool_failure(name: str, purpose: str, status: int, stderr: bytes) -> ClocheError:
     """The error for a program that ended with *status*, quoting the end of its stderr."""
     if b"No space left on device" in stderr:
-        return no_space_error(Path(name))
+        return no_space_error(f"{name}: failed {purpose}")
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     words = "; ".join(lines[-3:]) or f"exit status {status}, no message"
     return ClocheError(f"{name}: failed {purpose}: {words}")
 
 
-def no_space_error(path: Path) -> ClocheError:
-    """The error for a full disk."""
+def no_space_error(what: str) -> ClocheError:
+    """The error for a full disk, where *what* could not be done or written."""
     return ClocheError(
-        f"{path}: no space left on the device",
-        hint="about 600 MB are needed while a kernel package is unpacked, 100 MB afterwards",
+        f"{what}: no space left on the device",
+        hint="unpacking a kernel package takes about 600 MB for a moment, its guest 100 MB; free "
+        "some space, or move it with data_root in /etc/cloche/config.toml",
     )
 
 
@@ -86,9 +84,9 @@ def explained_os_errors(step: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        path = Path(os.fsdecode(error.filename)) if error.filename else Path(step)
+        path = os.fsdecode(error.filename) if error.filename else "cloche's data"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise no_space_error(path) from error
+            raise no_space_error(f"{path}: {step}") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ClocheError(
                 f"{path}: {step}: {error.strerror}",

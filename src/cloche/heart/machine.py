@@ -18,7 +18,6 @@ from cloche.vmm.vm import Vm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cloche.guest.guest import Guest
     from cloche.heart.launch import Request
@@ -27,27 +26,27 @@ if TYPE_CHECKING:
 
 def find_guest(settings: Settings) -> Guest:
     """The guest that VMs boot; built anew when the agent has changed since `cloche setup`."""
-    from pathlib import Path
-
-    guest = current_guest(Path(settings.data_root))
+    guest = current_guest(settings.data_root)
     if guest is None:
         raise ClocheError(
             f"guest: no kernel and initramfs in {settings.data_root}", hint="run `cloche setup`"
         )
     agent = find_agent()
     if agent is not None and not is_current(guest, agent):
-        return _rebuild(Path(settings.data_root), guest, agent)
+        return _rebuild(settings.data_root, guest, agent)
     return guest
 
 
-def _rebuild(data_root: Path, guest: Guest, agent: Path) -> Guest:
+def _rebuild(data_root: str, guest: Guest, agent: str) -> Guest:
     """The guest of the same kernel with the agent as it is now."""
+    from pathlib import Path
+
     from cloche.guest.build import build_guest
     from cloche.guest.kernel import find_kernel, load_kernel
 
-    directory = str(guest.manifest.get("kernel_directory", ""))
-    kernel = load_kernel(type(data_root)(directory)) or find_kernel(data_root)
-    return build_guest(data_root, kernel, agent)
+    root = Path(data_root)
+    kernel = load_kernel(Path(str(guest.manifest.get("kernel_directory", ""))))
+    return build_guest(root, kernel or find_kernel(root), agent)
 
 
 def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
@@ -100,7 +99,7 @@ def _find_template(
     template = load_template(settings.templates, shape)
     if template is not None:
         return template, []
-    from cloche.vmm.template import make_template
+    from cloche.vmm.template_maker import make_template
 
     try:
         made = make_template(settings.templates, shape, boot_of(guest, shape))

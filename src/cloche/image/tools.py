@@ -36,7 +36,7 @@ _HINTS = (
     ("rejected by policy", "the signature policy forbids it: /etc/containers/policy.json"),
     ("policy.json", "the policy comes with: apt-get install golang-github-containers-common"),
     ("x509", "the registry's certificate is not trusted by this machine"),
-    ("TLS handshake", _NO_TLS),
+    ("not look like a TLS handshake", _NO_TLS),
     ("HTTP response to HTTPS", _NO_TLS),
     ("unauthorized", _LOGIN),
     ("denied", _LOGIN),
@@ -134,7 +134,7 @@ def _failure(
 ) -> ClocheError:
     text = done.stderr.decode(errors="replace").strip()
     if any(sign in text.lower() for sign in _FULL):
-        return no_space(step, folder)
+        return no_space(step, folder.parent)  # the folder itself is about to be removed
     if done.returncode < 0:
         text = f"killed by signal {-done.returncode}"
     cause = _last_message(text) or f"exit status {done.returncode}"

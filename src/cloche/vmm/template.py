@@ -1,31 +1,20 @@
 """Templates: a VM booted once per shape, saved when its agent is ready, cloned for every start.
 
 The template's memory is a file; the state of its devices is a second, small one. How it works,
-and what cost time to find, is in docs/templates.md.
+and what cost time to find, is in docs/templates.md. Making one is in template_maker.py; here is
+only what every start needs.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
-import socket
-import tempfile
 
-from cloche.base.errors import ClocheError
-from cloche.base.files import read_text, write_atomically
-from cloche.base.loop import READ, Future, Loop, read_some
-from cloche.vmm.shape import MIB, Shape
-from cloche.vmm.vm import Vm
+from cloche.base.files import read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-# A boot takes 2.5-4 s under TCG here and well under 1 s on KVM; a loaded machine takes longer.
-BOOT_TIMEOUT_S = 90.0
-SAVE_TIMEOUT_S = 60.0
+    from cloche.vmm.shape import Shape
 
 
 class Template:
@@ -47,147 +36,3 @@ def load_template(root: str, shape: Shape) -> Template | None:
             return Template(os.path.join(directory, "memory"), file.read())
     except (OSError, ValueError, KeyError):
         return None
-
-
-def make_template(
-    root: str,
-    shape: Shape,
-    boot: tuple[str, str, str],
-    report: Callable[[str], None] = lambda text: None,
-) -> Template:
-    """Boot a VM of *shape* from *boot* (kernel, initramfs, cmdline) and save it.
-
-    Two makers of one shape wait for each other, and the second finds the first one's work.
-    Raises BootError when the guest does not come up, ClocheError when it cannot be saved.
-    """
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    lock = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        existing = load_template(root, shape)
-        if existing is not None:
-            return existing
-        _check_space(root, shape)
-        directory = tempfile.mkdtemp(prefix=".new-", dir=root)
-        try:
-            _boot_and_save(directory, shape, boot, report)
-            target = os.path.join(root, shape.directory_name())
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(directory, target)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
-    made = load_template(root, shape)
-    if made is None:
-        raise ClocheError(f"template {shape.directory_name()}: cannot be read back")
-    return made
-
-
-def remove_unused(root: str, guest_key: str) -> list[str]:
-    """Remove templates of other guests than *guest_key*; returns their names.
-
-    Running clones keep their mapping of a removed memory file.
-    """
-    removed = []
-    for name in os.listdir(root) if os.path.isdir(root) else []:
-        manifest = read_text(os.path.join(root, name, "manifest.json"))
-        if manifest is not None and guest_key not in json.loads(manifest)["identity"]:
-            shutil.rmtree(os.path.join(root, name))
-            removed.append(name)
-    return removed
-
-
-def _check_space(root: str, shape: Shape) -> None:
-    stat = os.statvfs(root)
-    free = stat.f_bavail * stat.f_frsize // MIB
-    needed = 256 + shape.memory // 16  # what a booted guest has touched: its kernel and page tables
-    if free < needed:
-        raise ClocheError(
-            f"template: {root} has {free} MiB free, {needed} MiB are needed",
-            hint="free some space, or move it with data_root in /etc/cloche/config.toml",
-        )
-
-
-def _boot_and_save(
-    directory: str, shape: Shape, boot: tuple[str, str, str], report: Callable[[str], None]
-) -> None:
-    memory = os.path.join(directory, "memory")
-    share = os.path.join(directory, "share")
-    os.mkdir(share)
-    fd = os.open(memory, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    os.ftruncate(fd, shape.memory * MIB)
-    os.close(fd)
-    loop = Loop()
-    vm = Vm(loop, directory)
-    try:
-        vm.launch(shape, share=share, boot=boot, memory_file=memory)
-        report("booting the guest kernel")
-        _wait(loop, vm, vm.ready, BOOT_TIMEOUT_S)
-        report("saving the VM")
-        state = _save(loop, vm, os.path.join(directory, "save.sock"))
-    finally:
-        vm.kill()
-        if vm.pid:
-            loop.run_until(vm.exited)
-        loop.close()
-    os.rmdir(share)
-    os.unlink(vm.log)
-    write_atomically(os.path.join(directory, "device"), state)
-    manifest = {"identity": shape.identity(), "console": vm.console.decode(errors="replace")}
-    write_atomically(os.path.join(directory, "manifest.json"), json.dumps(manifest).encode())
-
-
-def _wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:
-    timer = loop.call_later(
-        seconds, lambda: future.fail(vm.failure(f"no answer after {seconds:.0f} s"))
-    )
-    try:
-        loop.run_until(future)
-    finally:
-        timer.cancel()
-
-
-def _save(loop: Loop, vm: Vm, path: str) -> bytes:
-    """Have QEMU send its device state to a socket of ours; the memory is in its file already.
-
-    No `stop` before: a guest that is saved running resumes by itself when it is loaded.
-    """
-    chunks = bytearray()
-    done = Future()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen(1)
-        capability = {"capability": "x-ignore-shared", "state": True}
-        vm.command("migrate-set-capabilities", {"capabilities": [capability]})
-        vm.command("migrate", {"uri": f"unix:{path}"})
-        accepted: list[socket.socket] = []
-
-        def receive(_: int) -> None:
-            data = read_some(accepted[0].fileno(), 1 << 20)
-            if data == b"":
-                loop.unwatch(accepted[0].fileno())
-                done.set()
-            chunks.extend(data or b"")
-
-        def accept(_: int) -> None:
-            connection, _address = listener.accept()
-            connection.setblocking(False)
-            accepted.append(connection)
-            loop.unwatch(listener.fileno())
-            loop.watch(connection.fileno(), READ, receive)
-
-        loop.watch(listener.fileno(), READ, accept)
-        try:
-            _wait(loop, vm, done, SAVE_TIMEOUT_S)
-        finally:
-            loop.unwatch(listener.fileno())
-            for connection in accepted:
-                connection.close()
-    os.unlink(path)
-    status = vm.command("query-migrate")
-    _wait(loop, vm, status, SAVE_TIMEOUT_S)
-    if status.value.get("status") != "completed":
-        raise vm.failure(f"saving ended as {status.value}")
-    return bytes(chunks)

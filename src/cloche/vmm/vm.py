@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket  # socket proper imports selectors and enum, 5 ms
 import contextlib
 import fcntl
 import os
-import socket
 
 from cloche.base.errors import BootError
 from cloche.base.files import read_text
@@ -46,9 +46,9 @@ class Vm:
         self._qmp = qmp.Decoder()
         self._qmp_replies: list[Future] = []
         self._out = bytearray()
-        self._agent: socket.socket
-        self._monitor: socket.socket
-        self._console: socket.socket
+        self._agent: _socket.socket
+        self._monitor: _socket.socket
+        self._console: _socket.socket
 
     def launch(
         self,
@@ -63,9 +63,9 @@ class Vm:
         state: bytes | None = None,
     ) -> None:
         """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*."""
-        self._agent, agent = socket.socketpair()
-        self._monitor, monitor = socket.socketpair()
-        self._console, console = socket.socketpair()
+        self._agent, agent = _socket.socketpair()
+        self._monitor, monitor = _socket.socketpair()
+        self._console, console = _socket.socketpair()
         kernel, initramfs, cmdline = boot or ("", "", "")
         argv = qemu_argv(
             Machine(
