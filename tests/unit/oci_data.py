@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cloche.model.features import HOOKS
 from cloche.model.oci import load_config
 from cloche.model.plan import Layout, compile_container
+from cloche.model.spec import default_spec
 
 DATA = Path(__file__).parent / "data"
 ENGINES = sorted(
@@ -71,3 +73,103 @@ def compiled(
         terminal_size=None,
         seccomp_cache=cache,
     )
+
+
+def full() -> dict[str, Any]:
+    """A valid config with every field that cloche accepts; binds ``data`` of the bundle."""
+    config: dict[str, Any] = default_spec()
+    config["domainname"] = "example"
+    config["annotations"] = {"key": "value"}
+    config["windows"] = {"layerFolders": []}
+    config["solaris"] = {}
+    config["zos"] = {}
+    config["hooks"] = {
+        name: [{"path": "/bin/hook", "args": ["hook"], "env": ["A=b"], "timeout": 5}]
+        for name in HOOKS
+    }
+    config["process"] |= {
+        "user": {"uid": 1, "gid": 2, "umask": 18, "additionalGids": [3], "username": "app"},
+        "consoleSize": {"height": 24, "width": 80},
+        "commandLine": "sh",
+        "capabilities": {
+            name: ["CAP_KILL"]
+            for name in ("bounding", "effective", "inheritable", "permitted", "ambient")
+        },
+        "apparmorProfile": "profile",
+        "selinuxLabel": "label",
+        "oomScoreAdj": 10,
+    }
+    config["mounts"] += [
+        {"destination": "/data", "source": "data", "options": ["rbind", "ro", "rro", "rprivate"]},
+        {"destination": "/tmp", "type": "tmpfs", "options": ["tmpcopyup", "size=1m"]},
+    ]
+    config["linux"] |= {
+        "devices": [
+            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438}
+            | {"uid": 0, "gid": 0}
+        ],
+        "cgroupsPath": "/web",
+        "rootfsPropagation": "rslave",
+        "resources": _resources(),
+        "seccomp": {
+            "defaultAction": "SCMP_ACT_ERRNO",
+            "defaultErrnoRet": 1,
+            "architectures": ["SCMP_ARCH_X86_64"],
+            "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+            "syscalls": [
+                {
+                    "names": ["read", "write"],
+                    "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}],
+                },
+                {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 2},
+            ],
+        },
+        "sysctl": {"net.core.somaxconn": "100"},
+        "mountLabel": "label",
+        "personality": {"domain": "LINUX", "flags": []},
+    }
+    return config
+
+
+def _resources() -> dict[str, Any]:
+    rate = [{"major": 8, "minor": 0, "rate": 100}]
+    return {
+        "devices": [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}],
+        "memory": {
+            "limit": 1 << 30,
+            "reservation": 1 << 20,
+            "swap": 1 << 31,
+            "kernel": 1 << 30,
+            "kernelTCP": 1 << 30,
+            "swappiness": 10,
+            "disableOOMKiller": True,
+            "useHierarchy": True,
+            "checkBeforeUpdate": True,
+        },
+        "cpu": {
+            "shares": 512,
+            "quota": 50000,
+            "burst": 1000,
+            "period": 100000,
+            "realtimeRuntime": 1000,
+            "realtimePeriod": 2000,
+            "cpus": "0-1",
+            "mems": "0",
+            "idle": 0,
+        },
+        "pids": {"limit": 100},
+        "blockIO": {
+            "weight": 100,
+            "leafWeight": 100,
+            "weightDevice": [{"major": 8, "minor": 0, "weight": 10, "leafWeight": 10}],
+            "throttleReadBpsDevice": rate,
+            "throttleWriteBpsDevice": rate,
+            "throttleReadIOPSDevice": rate,
+            "throttleWriteIOPSDevice": rate,
+        },
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 0}],
+        "network": {"classID": 1, "priorities": [{"name": "eth0", "priority": 1}]},
+        "rdma": {"mlx5_0": {"hcaHandles": 1, "hcaObjects": 2}},
+        "unified": {"memory.high": "1000000"},
+    }

@@ -124,6 +124,8 @@ def test_what_is_no_json_says_so(tmp_path: Path, data: bytes) -> None:
         ("process.args", [], "$.process.args: missing or empty"),
         ("process.args", [1], "$.process.args[0]: expected str, got int"),
         ("process.args.0", "a\0b", "$.process.args[0]: contains a NUL byte"),
+        ("linux.sysctl", {"net.a": "\0"}, '$.linux.sysctl["net.a"]: contains a NUL byte'),
+        ("linux.sysctl", {"net.\0": "1"}, "$.linux.sysctl: contains a NUL byte"),
         ("process.cwd", "tmp", '$.process.cwd: expected an absolute path, got "tmp"'),
         ("process.cwd", None, "$.process.cwd: missing, but required"),
         ("process.env.0", "PATH", '$.process.env[0]: expected NAME=value, got "PATH"'),

@@ -119,7 +119,7 @@ def test_privileged_leaves_out_the_hosts_disks(tmp_path: Path, cache: Path) -> N
     paths = {device["path"] for device in plan["devices"]}
     assert {"/dev/null", "/dev/net/tun", "/dev/loop0"} <= paths
     assert "/dev/vda" not in paths
-    assert any("/dev/vda (254:0)" in warning for warning in warnings)
+    assert any('"/dev/vda" (254:0)' in warning for warning in warnings)
     assert plan["process"]["seccomp"] is None
 
 
@@ -152,7 +152,7 @@ def test_a_device_of_the_config_replaces_the_default(tmp_path: Path) -> None:
     assert "/dev/ptmx" not in nodes
     assert len(nodes) == 8
     (warning,) = warnings
-    assert "/dev/odd (240:0)" in warning
+    assert '"/dev/odd" (240:0)' in warning
 
 
 def test_a_bound_dev_is_left_alone(tmp_path: Path) -> None:

@@ -84,10 +84,10 @@ def device_plan(devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], l
         if path == "/dev/ptmx":  # always the link into the container's own devpts
             continue
         if device.type == "b" and device.major not in _SAME_BLOCK:
-            left_out.append(f"{path} ({device.major}:{device.minor})")
+            left_out.append(f"{quoted(path)} ({device.major}:{device.minor})")
             continue
         if device.type in "cu" and not _same_everywhere(device.major, device.minor):
-            foreign.append(f"{path} ({device.major}:{device.minor})")
+            foreign.append(f"{quoted(path)} ({device.major}:{device.minor})")
         nodes[path] = _node(path, device)
     for path, major, minor in DEFAULT_DEVICES:
         nodes.setdefault(path, _char(path, major, minor))

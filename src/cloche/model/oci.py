@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, field
 from cloche.base.errors import ConfigError
 from cloche.model import validate
 from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux
-from cloche.model.problems import refuse
+from cloche.model.problems import quoted, refuse
 
 
 class Root(Struct, frozen=True):
@@ -212,7 +212,9 @@ def _clean(value: object, path: str) -> object:
     """*value* without nulls in objects; ConfigError for what no field can carry to the guest."""
     if isinstance(value, dict):
         return {
-            key: _clean(item, f"{path}.{key}") for key, item in value.items() if item is not None
+            _clean(key, path): _clean(item, path + _step(key))
+            for key, item in value.items()
+            if item is not None
         }
     if isinstance(value, list):
         return [_clean(item, f"{path}[{index}]") for index, item in enumerate(value)]
@@ -221,6 +223,10 @@ def _clean(value: object, path: str) -> object:
     if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
         refuse(path, "number out of range: expected at most 64 bits")
     return value
+
+
+def _step(key: str) -> str:
+    return f".{key}" if key.isidentifier() else f"[{quoted(key)}]"
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)

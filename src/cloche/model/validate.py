@@ -267,7 +267,9 @@ def _mount_warnings(mount: Mount, path: str) -> list[str]:
             "later below the source do not appear"
         )
     if options.data:
-        warnings.append(f"{path}.options: no use for a bind mount, left out: {options.data}")
+        warnings.append(
+            f"{path}.options: no use for a bind mount, left out: {quoted(options.data)}"
+        )
     if options.tmpcopyup:
         warnings.append(f"{path}.options: tmpcopyup has no use for a bind mount")
     return warnings

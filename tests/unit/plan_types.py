@@ -1,0 +1,98 @@
+"""The agent's types of docs/protocol.md, strict: a plan that does not fit is the agent's error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+I32 = Annotated[int, Meta(ge=-(1 << 31), le=(1 << 31) - 1)]
+U64 = Annotated[int, Meta(ge=0)]
+
+
+class Mount(Struct, forbid_unknown_fields=True):
+    """Mount."""
+
+    source: str
+    target: str
+    type: str
+    flags: U32
+    data: str
+    propagation: U32
+    kind: Literal["dir", "file", "none"]
+    tmpcopyup: bool
+    recursive_attr: tuple[U64, U64] | None = None
+
+
+class Device(Struct, forbid_unknown_fields=True):
+    """A device node."""
+
+    path: str
+    mode: U32
+    major: U32
+    minor: U32
+    uid: U32
+    gid: U32
+
+
+class Hook(Struct, forbid_unknown_fields=True):
+    """A hook run in the container."""
+
+    path: str
+    args: list[str]
+    env: list[str]
+    timeout: U32 | None
+    stdin: bytes
+
+
+class Process(Struct, forbid_unknown_fields=True):
+    """Process."""
+
+    args: Annotated[list[str], Meta(min_length=1)]
+    env: list[str]
+    cwd: str
+    uid: U32
+    gid: U32
+    groups: list[U32]
+    umask: U32 | None
+    bounding: U64
+    effective: U64
+    inheritable: U64
+    permitted: U64
+    ambient: U64
+    rlimits: list[tuple[U32, U64, U64]]
+    no_new_privs: bool
+    seccomp: bytes | None
+    seccomp_flags: U32
+    oom_score_adj: I32 | None
+    terminal: bool
+    rows: U16
+    columns: U16
+    stdin: U32
+    stdout: U32
+    stderr: U32
+
+
+class Container(Struct, forbid_unknown_fields=True):
+    """Container."""
+
+    id: str
+    root: str
+    read_only: bool
+    mounts: list[Mount]
+    namespaces: U32
+    join: list[tuple[str, U32]]
+    hostname: str | None
+    domainname: str | None
+    cgroup: str
+    cgroup_values: list[tuple[str, str]]
+    sysctls: list[tuple[str, str]]
+    devices: list[Device]
+    links: list[tuple[str, str]]
+    masked_paths: list[str]
+    read_only_paths: list[str]
+    propagation: U32
+    process: Process
+    start_hooks: list[Hook]
