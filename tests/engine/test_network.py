@@ -17,7 +17,7 @@ SERVE = "echo {0} > /index.html; exec httpd -f -p 80 -h /"
 HOST_PORT = 8080
 OUTSIDE_NAME, OUTSIDE_ADDRESS = "outside.test", "192.0.2.7"
 GET = "timeout 5 wget -q -O -"  # wget -T crashes in Debian 12's busybox-static
-HOST_FOLDERS = {"bin": "usr/bin", "lib": "lib", "lib64": "lib64"}
+HOST_FOLDERS = [("bin", "usr/bin"), ("lib", "lib"), ("lib", "usr/lib"), ("lib64", "lib64")]
 """Folders of the host's /usr, and where a program that is linked against libraries needs them."""
 UDP_ECHO = """
 use Socket; $| = 1;
@@ -110,7 +110,7 @@ def test_published_port(docker: Docker) -> None:
 
 def test_published_udp_port(docker: Docker) -> None:
     """``-p …/udp`` passes datagrams in and answers back; the server is the host's own perl."""
-    host_programs = [f"-v/usr/{name}:/{at}:ro" for name, at in HOST_FOLDERS.items()]
+    host_programs = [f"-v/usr/{name}:/{at}:ro" for name, at in HOST_FOLDERS]
     name = docker.start("-p", "8053:53/udp", *host_programs, IMAGE, "perl", "-e", UDP_ECHO)
     docker.wait_for_log(name, "listening")
     argv = docker.engine.in_network(sys.executable, "-c", UDP_CLIENT, GATEWAY, "8053")
