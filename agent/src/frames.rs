@@ -6,8 +6,8 @@ use alloc::vec::Vec;
 pub const HEADER: usize = 8;
 /// Most bytes that one DATA frame carries.
 pub const MAX_DATA: usize = 65_536;
-/// Most bytes of a control message.
-pub const MAX_CONTROL: usize = 1 << 20;
+/// Most bytes of a request from the host.
+pub const MAX_REQUEST: usize = 1 << 20;
 /// The stream of requests, replies and events.
 pub const CONTROL: u32 = 0;
 
@@ -41,7 +41,8 @@ impl Kind {
             Kind::Data => stream != CONTROL && length <= MAX_DATA,
             Kind::Credit => stream != CONTROL && length == 4,
             Kind::Eof => stream != CONTROL && length == 0,
-            Kind::Request | Kind::Reply | Kind::Event => stream == CONTROL && length <= MAX_CONTROL,
+            Kind::Request => stream == CONTROL && length <= MAX_REQUEST,
+            Kind::Reply | Kind::Event => stream == CONTROL && length <= MAX_DATA,
         }
     }
 }
