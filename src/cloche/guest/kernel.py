@@ -27,6 +27,18 @@ from cloche.guest.vmlinux import extract_vmlinux, kernel_release
 _DEPMOD_FILES = ("modules.dep", "modules.builtin", "modules.softdep", "modules.alias")
 _FORMAT = 1
 
+# What a kernel must have built in for a guest to come up and hold containers.
+REQUIRED_CONFIG = {
+    "CONFIG_BLK_DEV_INITRD": "the initramfs",
+    "CONFIG_CGROUPS": "resource limits",
+    "CONFIG_DEVTMPFS": "device nodes",
+    "CONFIG_NAMESPACES": "containers",
+    "CONFIG_SECCOMP_FILTER": "seccomp profiles",
+    "CONFIG_SERIAL_8250_CONSOLE": "the console",
+    "CONFIG_TMPFS": "tmpfs mounts",
+    "CONFIG_UNIX": "unix sockets",
+}
+
 
 class Kernel(NamedTuple):
     """An unpacked kernel. *origin* is what origin.json says: where it came from and why."""
@@ -87,7 +99,7 @@ def find_kernel(
         except ClocheError as package_error:
             report.note(f"no kernel package: {package_error}")
             try:
-                return _boot_kernel(data_root)
+                return boot_kernel(data_root)
             except ClocheError as boot_error:
                 raise NotFoundError(
                     f"no kernel for the guest: package: {package_error.message}; "
@@ -168,7 +180,7 @@ def _boot_images(boot: Path) -> list[Path]:
     return sorted(boot.glob("vmlinuz-*"), key=lambda path: version_key(path.name), reverse=True)
 
 
-def _boot_kernel(data_root: Path, boot: Path = Path("/boot")) -> Kernel:
+def boot_kernel(data_root: Path, boot: Path = Path("/boot")) -> Kernel:
     """The newest kernel in /boot that a guest can use."""
     refused: list[str] = []
     images = _boot_images(boot)
@@ -218,11 +230,13 @@ def _install(
     release = kernel_release(data, str(image))
     plan = resolve(read_index(tree), WANTED, kernel=release)
     vmlinux = extract_vmlinux(data, str(image))
+    config = image.with_name(f"config-{release}")
+    if config.is_file():
+        check_config(config.read_text(), release)
     target = kernels_root(data_root) / name
     with new_directory(target) as work:
         (work / "vmlinux").write_bytes(vmlinux)
-        config = image.with_name(image.name.replace("vmlinuz", "config", 1))
-        if config != image and config.is_file():
+        if config.is_file():
             shutil.copyfile(config, work / "config")
         kept = [*(module.path for module in plan.load), *_DEPMOD_FILES]
         for path in filter(lambda path: (tree / path).exists(), kept):
@@ -231,6 +245,15 @@ def _install(
         whole = {"format": _FORMAT, "release": release, **origin}
         (work / "origin.json").write_text(json.dumps(whole, indent=2) + "\n")
     return Kernel(release, target, whole)
+
+
+def check_config(text: str, release: str) -> None:
+    """ClocheError that names what a kernel's build configuration *text* lacks for a guest."""
+    built_in = {line.removesuffix("=y") for line in text.splitlines() if line.endswith("=y")}
+    missing = {name: why for name, why in REQUIRED_CONFIG.items() if name not in built_in}
+    if missing:
+        names = ", ".join(f"{name} ({why})" for name, why in missing.items())
+        raise ClocheError(f"kernel {release}: built without {names}")
 
 
 def version_key(name: str) -> list[tuple[int, str]]:
