@@ -76,7 +76,10 @@ def compiled(
 
 
 def full() -> dict[str, Any]:
-    """A valid config with every field that cloche accepts; binds ``data`` of the bundle."""
+    """A valid config with every field that cloche accepts, none at what its absence would mean.
+
+    Binds the folder ``data`` of the bundle.
+    """
     config: dict[str, Any] = default_spec()
     config["domainname"] = "example"
     config["annotations"] = {"key": "value"}
@@ -88,7 +91,7 @@ def full() -> dict[str, Any]:
         for name in HOOKS
     }
     config["process"] |= {
-        "user": {"uid": 1, "gid": 2, "umask": 18, "additionalGids": [3], "username": "app"},
+        "user": {"uid": 1, "gid": 2, "umask": 7, "additionalGids": [3], "username": "app"},
         "consoleSize": {"height": 24, "width": 80},
         "commandLine": "sh",
         "capabilities": {
@@ -105,22 +108,22 @@ def full() -> dict[str, Any]:
     ]
     config["linux"] |= {
         "devices": [
-            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 438}
-            | {"uid": 0, "gid": 0}
+            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 416}
+            | {"uid": 5, "gid": 6}
         ],
         "cgroupsPath": "/web",
-        "rootfsPropagation": "rslave",
+        "rootfsPropagation": "private",
         "resources": _resources(),
         "seccomp": {
             "defaultAction": "SCMP_ACT_ERRNO",
-            "defaultErrnoRet": 1,
-            "architectures": ["SCMP_ARCH_X86_64"],
+            "defaultErrnoRet": 13,
+            "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
             "flags": ["SECCOMP_FILTER_FLAG_LOG"],
             "syscalls": [
                 {
                     "names": ["read", "write"],
                     "action": "SCMP_ACT_ALLOW",
-                    "args": [{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}],
+                    "args": [{"index": 1, "value": 3, "valueTwo": 2, "op": "SCMP_CMP_MASKED_EQ"}],
                 },
                 {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 2},
             ],
@@ -151,7 +154,7 @@ def _resources() -> dict[str, Any]:
             "shares": 512,
             "quota": 50000,
             "burst": 1000,
-            "period": 100000,
+            "period": 80000,
             "realtimeRuntime": 1000,
             "realtimePeriod": 2000,
             "cpus": "0-1",

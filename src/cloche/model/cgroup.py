@@ -153,6 +153,8 @@ def resource_warnings(resources: Resources) -> list[str]:
         "memory.disableOOMKiller": (bool(memory.disable_oom_killer), no_v2),
         "cpu.realtimeRuntime": (bool(cpu.realtime_runtime), no_v2),
         "cpu.realtimePeriod": (bool(cpu.realtime_period), no_v2),
+        "cpu.cpus": (bool(cpu.cpus), "processors of the host are not those of the guest"),
+        "cpu.mems": (bool(cpu.mems), "the guest has one memory node"),
         "network.classID": (bool(resources.network.class_id), no_v2),
         "network.priorities": (bool(resources.network.priorities), no_v2),
         "hugepageLimits": (bool(resources.hugepage_limits), "the guest has no huge pages"),

@@ -1,0 +1,150 @@
+"""docs/oci.md against the code: every field has a row, and every row tells the truth."""
+
+from __future__ import annotations
+
+import copy
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cloche.base.errors import ConfigError
+from cloche.model.oci import Config
+
+from .oci_data import compiled, full
+
+DOCS = Path(__file__).parents[2] / "docs/oci.md"
+ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \|", re.MULTILINE)
+ROWS = dict(ROW.findall(DOCS.read_text()))
+
+# A value that each refused field is refused for; `[]` in a path takes the first item.
+REFUSED: dict[str, object] = {
+    "vm": {"kernel": {"path": "/vmlinux"}},
+    "process.scheduler": {"policy": "SCHED_FIFO"},
+    "process.ioPriority": {"class": "IOPRIO_CLASS_IDLE"},
+    "process.execCPUAffinity": {"initial": "0"},
+    "mounts[].uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
+    "mounts[].gidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
+    "linux.uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
+    "linux.gidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
+    "linux.timeOffsets": {"monotonic": {"secs": 1}},
+    "linux.seccomp.listenerPath": "/run/listener",
+    "linux.seccomp.listenerMetadata": "x",
+    "linux.intelRdt": {"closID": "x"},
+    "linux.personality.domain": "LINUX32",
+    "linux.personality.flags": ["X"],
+}
+
+
+def fields_of(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
+    """The JSON paths of all leaves below *kind*."""
+    for field in msgspec.structs.fields(kind):
+        path = f"{prefix}{field.encode_name}"
+        nested = list(structs_in(field.type))
+        if not nested:
+            yield path
+        for inner in nested:
+            many = typing.get_origin(field.type) is tuple
+            yield from fields_of(inner, f"{path}[]." if many else f"{path}.")
+
+
+def structs_in(kind: Any) -> Iterator[type[msgspec.Struct]]:  # noqa: ANN401
+    """The Struct types that a field's type is made of."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+    for argument in typing.get_args(kind):
+        yield from structs_in(argument)
+
+
+def covers(row: str, field: str) -> bool:
+    """Whether the row is that field's, or that of a whole section it belongs to."""
+    return field == row or field.startswith((f"{row}.", f"{row}[]."))
+
+
+def places(config: Any, path: str) -> list[tuple[Any, str]]:  # noqa: ANN401
+    """The objects in which *path* ends, with its last name; one for each item of a `[]`."""
+    found = [config]
+    *parents, last = path.removesuffix("[]").split(".")
+    for step in parents:
+        name = step.removesuffix("[]")
+        found = [place[name] for place in found if name in place]
+        if step.endswith("[]"):
+            found = [item for items in found for item in items]
+    return [(place, last) for place in found]
+
+
+def without(path: str) -> dict[str, Any]:
+    """The full config with *path* taken out wherever it is."""
+    config = full()
+    for place, name in places(config, path):
+        place.pop(name, None)
+    return config
+
+
+def outcome(config: dict[str, Any], folder: Path) -> object:
+    try:
+        return compiled(config, folder, folder / "seccomp")[0]
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    (folder / "data").mkdir()
+    return folder
+
+
+def rows(*kinds: str) -> list[str]:
+    return [row for row, kind in ROWS.items() if kind in kinds]
+
+
+def test_every_field_has_a_row_and_every_row_a_field() -> None:
+    fields = list(fields_of(Config))
+    assert len(fields) > 120
+    assert [field for field in fields if not any(covers(row, field) for row in ROWS)] == []
+    strays = [row for row in ROWS if not any(covers(row.removesuffix("[]"), f) for f in fields)]
+    assert strays == []
+    assert {*ROWS.values()} == {"guest", "host", "both", "refused", "warned", "ignored"}
+
+
+@pytest.mark.parametrize("row", rows("guest", "both"))
+def test_what_the_guest_carries_out_is_in_the_plan(row: str, folder: Path) -> None:
+    assert places(full(), row), "not in the full config"
+    assert outcome(without(row), folder) != outcome(full(), folder)
+
+
+@pytest.mark.parametrize("row", rows("warned"))
+def test_what_is_warned_about_is_named(row: str, folder: Path) -> None:
+    before = compiled(full(), folder, folder / "seccomp")
+    after = compiled(without(row), folder, folder / "seccomp")
+    gone = [warning for warning in before[1] if warning not in after[1]]
+    assert [warning.partition(":")[0] for warning in gone] == [f"$.{row}"]
+    assert before[0] == after[0]
+
+
+def test_every_warning_of_the_full_config_has_a_row(folder: Path) -> None:
+    warnings = compiled(full(), folder, folder / "seccomp")[1]
+    assert sorted(warning.partition(":")[0] for warning in warnings) == sorted(
+        f"$.{row}" for row in rows("warned")
+    )
+
+
+@pytest.mark.parametrize("row", rows("refused"))
+def test_what_is_refused_is_named(row: str, folder: Path) -> None:
+    config = copy.deepcopy(full())
+    place, name = places(config, row)[0]
+    place[name] = REFUSED[row]
+    message = outcome(config, folder)
+    assert isinstance(message, str)
+    assert f"$.{row.replace('[]', '[0]')}" in message
+
+
+@pytest.mark.parametrize("row", rows("ignored"))
+def test_what_is_ignored_is_taken_and_changes_nothing(row: str, folder: Path) -> None:
+    assert any(name in place for place, name in places(full(), row)), "not in the full config"
+    assert outcome(without(row), folder) == outcome(full(), folder)
