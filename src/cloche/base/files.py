@@ -21,9 +21,9 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
 
 
 def read_text(path: str) -> str | None:
-    """The file's text, or None where it does not exist."""
+    """The text of the file, or None where there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
