@@ -135,6 +135,8 @@ def test_what_is_no_json_says_so(tmp_path: Path, data: bytes) -> None:
         ("process.oomScoreAdj", 1001, "$.process.oomScoreAdj: expected int <= 1000"),
         ("root.path", "", "$.root.path: empty"),
         ("root", None, "$.root: missing, but required"),
+        ("ociVersion", "1.x.0", "$.ociVersion: expected a version 1.x.y"),
+        ("ociVersion", "1.0", "$.ociVersion: expected a version 1.x.y"),
         ("ociVersion", "2.0.0", '$.ociVersion: expected a version 1.x.y, got "2.0.0"'),
         ("hostname", "x" * 65, "$.hostname: longer than 64 bytes"),
         ("mounts.0.destination", "/a/../..", "$.mounts[0].destination: leads upwards"),

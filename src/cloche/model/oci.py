@@ -7,7 +7,6 @@ it does for runc.
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -229,15 +228,13 @@ def _step(key: str) -> str:
     return f".{key}" if key.isidentifier() else f"[{quoted(key)}]"
 
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(?P<field>[^`]*)`")
-
-
 def _reworded(message: str) -> str:
     """msgspec's message (``Expected … - at `$.a```) with the path first and without quotes."""
-    match = _AT.match(message)
-    what, path = (match["what"], match["path"] or "$") if match else (message, "$")
-    if missing := _MISSING.match(what):
-        return f"{path}.{missing['field']}: missing, but required"
-    what = what[:1].lower() + what[1:]
-    return f"{path}: {what.replace('`', '')}"
+    what, at, path = message.rpartition(" - at `")
+    if not at:
+        what, path = message, "$"
+    path = path.removesuffix("`")
+    missing = what.removeprefix("Object missing required field ")
+    if missing != what:
+        return f"{path}.{missing.strip('`')}: missing, but required"
+    return f"{path}: {what[:1].lower()}{what[1:].replace('`', '')}"

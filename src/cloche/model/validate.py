@@ -5,7 +5,6 @@ Everything here is decided from the config alone, before anything is started.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from cloche.model.capabilities import mask
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from cloche.model.oci import Config, Hook, Mount, Process
     from cloche.model.oci_linux import Linux
 
-_VERSION = re.compile(r"\d+\.\d+\.\d+(?:[-+].*)?", re.ASCII)
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
 
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
@@ -69,7 +67,9 @@ def check_args(process: Process, path: str) -> None:
 
 
 def _check_version(version: str) -> None:
-    if not _VERSION.fullmatch(version) or not version.startswith("1."):
+    numbers = version.partition("+")[0].partition("-")[0].split(".")
+    whole = all(number.isascii() and number.isdigit() for number in numbers)
+    if len(numbers) != 3 or not whole or numbers[0] != "1":
         refuse("$.ociVersion", f"expected a version 1.x.y, got {quoted(version)}")
 
 
