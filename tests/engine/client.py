@@ -81,8 +81,11 @@ class Docker:
 
     def new_container_args(self) -> list[str]:
         """``--runtime`` and ``--name`` for ``docker run`` and ``docker create``."""
-        name = self._new("container", "c")
-        return ["--runtime", self.runtime, "--name", name]
+        return ["--runtime", self.runtime, "--name", self.new_name()]
+
+    def new_name(self) -> str:
+        """A name that no container has; what gets it is removed by ``clean_up``."""
+        return self._new("container", "c")
 
     @property
     def last(self) -> str:

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,8 +98,12 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 @contextlib.contextmanager
-def dockerd(directory: Path, runtimes: Mapping[str, Path]) -> Iterator[Dockerd]:
+def dockerd(
+    directory: Path, runtimes: Mapping[str, Path], flags: Sequence[str] = ()
+) -> Iterator[Dockerd]:
     """Start a dockerd below *directory* that knows *runtimes*, yield it, stop it.
+
+    *flags* are added to its command line.
 
     The path must be short: the sockets below it must fit the 108 bytes of sockaddr_un.
     """
@@ -107,7 +111,7 @@ def dockerd(directory: Path, runtimes: Mapping[str, Path]) -> Iterator[Dockerd]:
     config = _write_config(directory, runtimes, cgroup=f"/{name}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_cgroups, f"/{name}")
-        process = stack.enter_context(_running(directory, config, f"/{name}"))
+        process = stack.enter_context(_running(directory, config, flags, f"/{name}"))
         engine = Dockerd(
             directory=directory,
             socket=directory / "docker.sock",
@@ -132,8 +136,9 @@ def _write_config(directory: Path, runtimes: Mapping[str, Path], *, cgroup: str)
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         "storage-driver": _storage_driver(directory),
         "debug": True,
-        "runtimes": {name: {"path": str(path)} for name, path in runtimes.items()},
     }
+    if runtimes:
+        config["runtimes"] = {name: {"path": str(path)} for name, path in runtimes.items()}
     path = directory / "daemon.json"
     path.write_text(json.dumps(config, indent=4) + "\n")
     return path
@@ -158,14 +163,16 @@ def _storage_driver(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def _running(directory: Path, config: Path, cgroup: str) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    directory: Path, config: Path, flags: Sequence[str], cgroup: str
+) -> Iterator[subprocess.Popen[bytes]]:
     # exec keeps the pid through unshare and sh, so that the process's pid is dockerd's.
-    script = 'ip link set lo up && exec dockerd --config-file "$1"'
+    script = 'ip link set lo up && exec dockerd "$@"'
     argv = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     environment = {key: value for key, value in os.environ.items() if _is_kept(key)}
     with open(directory / "dockerd.log", "wb") as log:
         process = subprocess.Popen(
-            [*argv, str(config)],
+            [*argv, "--config-file", str(config), *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
