@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use cloche_agent::errno;
 use cloche_agent::frames::{Frame, Kind as FrameKind};
-use cloche_agent::messages::{self, Failure, Hello, Request};
+use cloche_agent::messages::{self, Failure, Hello, Network, Request};
 use cloche_agent::msgpack::Writer;
 use linux_raw_sys::general as raw;
 use rustix::event::epoll::EventFlags;
@@ -14,9 +14,11 @@ use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
 
 use crate::container::Container;
+use crate::dns::Relay;
 use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::mounts;
+use crate::network::Slots;
 use crate::poll::{Kind, Poll, Ready};
 use crate::port::Port;
 use crate::process::Process;
@@ -42,20 +44,22 @@ pub struct Agent {
     /// The agent's own PID namespace, to come back to after a clone into another one.
     pub own_pids: OwnedFd,
     next_key: u32,
+    slots: Option<Slots>,
+    relay: Relay,
     /// What went wrong at boot, for the host once it has said hello.
     notes: Vec<String>,
 }
 
 impl Agent {
     /// Takes over the port. Without any of what is opened here the agent is of no use: panics.
-    pub fn new(port: OwnedFd, notes: Vec<String>) -> Agent {
-        match Agent::assemble(port, notes) {
+    pub fn new(port: OwnedFd, slots: Option<Slots>, notes: Vec<String>) -> Agent {
+        match Agent::assemble(port, slots, notes) {
             Ok(agent) => agent,
             Err(error) => panic!("setting up: {error:?}"),
         }
     }
 
-    fn assemble(port: OwnedFd, notes: Vec<String>) -> sys::Result<Agent> {
+    fn assemble(port: OwnedFd, slots: Option<Slots>, notes: Vec<String>) -> sys::Result<Agent> {
         const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
         let poll = Poll::new()?;
         sys::block_signals(CHILD)?;
@@ -69,6 +73,8 @@ impl Agent {
             processes: Vec::new(),
             own_pids: files::open("/proc/self/ns/pid", OFlags::RDONLY)?,
             next_key: 0,
+            slots,
+            relay: Relay::default(),
             notes,
         })
     }
@@ -94,22 +100,17 @@ impl Agent {
             Kind::Child => self.reap(),
             Kind::Report => self.report(ready.key),
             Kind::Stdin | Kind::Stdout | Kind::Stderr => {
-                let found = self
-                    .processes
-                    .iter_mut()
-                    .find(|process| process.key == ready.key);
-                found
-                    .into_iter()
-                    .for_each(|process| process.ready(ready.kind));
+                let found = self.processes.iter_mut().find(|process| process.key == ready.key);
+                found.into_iter().for_each(|process| process.ready(ready.kind));
             }
             Kind::MemoryEvents => {
                 let found = self.containers.iter_mut().find(|one| one.key == ready.key);
-                found
-                    .into_iter()
-                    .for_each(|one| one.check_memory(&mut self.port.out));
+                found.into_iter().for_each(|one| one.check_memory(&mut self.port.out));
             }
             Kind::CgroupEvents => self.cgroup_changed(ready.key),
-            Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {}
+            Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {
+                self.relay.ready(ready.kind, ready.key, &self.poll, &mut self.port.out);
+            }
         }
     }
 
@@ -182,17 +183,16 @@ impl Agent {
                 rustix::fs::sync();
                 sys::power_off()
             }
-            _ => return Err(Failure::new("request", "", errno::EINVAL)),
+            Request::Network(plan) => self.network(plan)?,
+            Request::Processes(plan) => return self.list_processes(number, plan.id),
+            Request::DnsReply(plan) => self.relay.answer(plan.query, plan.data),
         }
         Ok(Answer::Nil)
     }
 
     fn hello(&mut self, number: u64, hello: &Hello) -> Outcome<Answer> {
         if hello.version != VERSION {
-            let message = format!(
-                "the host speaks version {}, the agent {VERSION}",
-                hello.version
-            );
+            let message = format!("the host speaks version {}, the agent {VERSION}", hello.version);
             return Err(Failure::worded("hello", "version", errno::EPROTO, message));
         }
         let boot_ns = sys::clock(raw::CLOCK_BOOTTIME).step("hello", "clock")?;
@@ -217,6 +217,14 @@ impl Agent {
         Ok(Answer::Other)
     }
 
+    fn network(&mut self, plan: &Network) -> Outcome<()> {
+        let Some(slots) = &mut self.slots else {
+            return Err(Failure::new("network", "devices", errno::ENODEV));
+        };
+        slots.set_up(plan)?;
+        self.relay.listen(&plan.dns_relay, &self.poll)
+    }
+
     pub fn reply(&mut self, number: u64, value: impl FnOnce(&mut Writer)) {
         messages::reply(&mut self.port.out, number, value);
     }
@@ -239,10 +247,7 @@ impl Agent {
     }
 
     pub fn container(&mut self, id: &str) -> Outcome<&mut Container> {
-        let found = self
-            .containers
-            .iter_mut()
-            .find(|container| container.id == id);
+        let found = self.containers.iter_mut().find(|container| container.id == id);
         found.ok_or_else(|| {
             let message = format!("container {id:?} does not exist");
             Failure::worded("find", id, errno::ENOENT, message)

@@ -13,6 +13,7 @@ use rustix::mount::{self, MountFlags};
 use crate::child::rootfs::EMPTY;
 use crate::console;
 use crate::files;
+use crate::network::Slots;
 use crate::sys;
 
 /// Notes about best-effort steps that failed; the host gets them as `log` events.
@@ -75,10 +76,7 @@ pub fn mount_all(notes: &mut Notes) {
 pub fn enable_controllers(notes: &mut Notes) {
     let controllers = files::read("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     let control = "/sys/fs/cgroup/cgroup.subtree_control";
-    for name in controllers
-        .split(u8::is_ascii_whitespace)
-        .filter(|name| !name.is_empty())
-    {
+    for name in controllers.split(u8::is_ascii_whitespace).filter(|name| !name.is_empty()) {
         let enable = [b"+", name].concat();
         let what = String::from_utf8_lossy(name);
         note(notes, &what, files::write(control, &enable));
@@ -92,10 +90,7 @@ pub fn load_modules(notes: &mut Notes) {
         Err(Errno::NOENT) => return,
         Err(error) => return note(notes, "/modules/load", Err(error)),
     };
-    for line in list
-        .split(|&byte| byte == b'\n')
-        .filter(|line| !line.is_empty())
-    {
+    for line in list.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
         let path = String::from_utf8_lossy(line);
         match load_module(&path) {
             Err(Errno::EXIST) => {}
@@ -107,6 +102,37 @@ pub fn load_modules(notes: &mut Notes) {
 fn load_module(path: &str) -> sys::Result<()> {
     let file = files::open(path, OFlags::RDONLY)?;
     rustix::system::finit_module(&file, c"", 0)
+}
+
+/// Names block devices by their serial number: /dev/disk/<serial>.
+pub fn link_disks(notes: &mut Notes) {
+    let linked = || -> sys::Result<()> {
+        let folder = files::open("/sys/block", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        make_folder("/dev/disk");
+        for name in files::names(&folder)? {
+            let serial = [name.as_slice(), b"/serial"].concat();
+            let serial = files::read_at(&folder, serial.as_slice()).unwrap_or_default();
+            let serial = serial.trim_ascii();
+            if !serial.is_empty() && !serial.contains(&b'/') {
+                let link = [b"/dev/disk/", serial].concat();
+                let device = [b"../", name.as_slice()].concat();
+                rustix::fs::symlink(device.as_slice(), link.as_slice())?;
+            }
+        }
+        Ok(())
+    };
+    note(notes, "/dev/disk", linked());
+}
+
+/// Finds the network devices and brings up a loopback.
+pub fn prepare_network(notes: &mut Notes) -> Option<Slots> {
+    match Slots::prepare() {
+        Ok(slots) => Some(slots),
+        Err(error) => {
+            note(notes, "network", Err(error));
+            None
+        }
+    }
 }
 
 /// Opens the port to the host; waits for the device up to ten seconds.
@@ -123,11 +149,7 @@ pub fn open_port() -> OwnedFd {
 }
 
 fn find_port() -> Option<OwnedFd> {
-    let class = files::open(
-        "/sys/class/virtio-ports",
-        OFlags::RDONLY | OFlags::DIRECTORY,
-    )
-    .ok()?;
+    let class = files::open("/sys/class/virtio-ports", OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
     let names = files::names(&class).ok()?;
     let name = names.into_iter().find(|name| {
         let label = [name, b"/name".as_slice()].concat();

@@ -93,12 +93,8 @@ impl Cgroup {
 
 /// Number that stands behind `key` in a file of lines `key number`.
 pub fn number(text: &str, key: &str) -> u64 {
-    let value = text
-        .lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value
-        .and_then(|value| value.trim().parse().ok())
-        .unwrap_or(0)
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
 }
 
 fn parts(name: &str) -> Outcome<Vec<&str>> {
@@ -126,10 +122,7 @@ fn pass_on(path: &str) -> Result<()> {
         enable.push_str(name);
         enable.push(' ');
     }
-    files::write(
-        format!("{path}/cgroup.subtree_control").as_str(),
-        enable.trim_end().as_bytes(),
-    )
+    files::write(format!("{path}/cgroup.subtree_control").as_str(), enable.trim_end().as_bytes())
 }
 
 /// A file name and nothing that leads elsewhere.
@@ -143,20 +136,14 @@ fn plain(file: &str) -> Result<&str> {
 
 fn refused(file: &str, value: &str, error: Errno) -> Failure {
     let number = error.raw_os_error();
-    let message = format!(
-        "cgroup: writing {value:?} to {file}: {}",
-        errno::text(number)
-    );
+    let message = format!("cgroup: writing {value:?} to {file}: {}", errno::text(number));
     Failure::worded("cgroup", file, number, message)
 }
 
 fn children(folder: &OwnedFd) -> Vec<OwnedFd> {
     let names = files::names(folder).unwrap_or_default();
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-    names
-        .iter()
-        .filter_map(|name| files::open_at(folder, name.as_slice(), flags).ok())
-        .collect()
+    names.iter().filter_map(|name| files::open_at(folder, name.as_slice(), flags).ok()).collect()
 }
 
 fn collect(folder: &OwnedFd, found: &mut Vec<i32>) {

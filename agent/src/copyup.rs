@@ -56,13 +56,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, depth: u32) -> Result<()> {
             FileType::Directory => copy_folder(from, to, name, depth)?,
             FileType::RegularFile => copy_file(from, to, name)?,
             FileType::Symlink => fs::symlinkat(fs::readlinkat(from, name, Vec::new())?, to, name)?,
-            kind => fs::mknodat(
-                to,
-                name,
-                kind,
-                Mode::from_raw_mode(stat.st_mode),
-                stat.st_rdev,
-            )?,
+            kind => fs::mknodat(to, name, kind, Mode::from_raw_mode(stat.st_mode), stat.st_rdev)?,
         }
         settle(to, name, &stat)?;
     }
@@ -72,11 +66,7 @@ fn copy(from: &OwnedFd, to: &OwnedFd, depth: u32) -> Result<()> {
 fn copy_folder(from: &OwnedFd, to: &OwnedFd, name: &[u8], depth: u32) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
     fs::mkdirat(to, name, Mode::from_raw_mode(0o700))?;
-    copy(
-        &files::open_at(from, name, flags)?,
-        &files::open_at(to, name, flags)?,
-        depth - 1,
-    )
+    copy(&files::open_at(from, name, flags)?, &files::open_at(to, name, flags)?, depth - 1)
 }
 
 fn copy_file(from: &OwnedFd, to: &OwnedFd, name: &[u8]) -> Result<()> {
@@ -92,12 +82,7 @@ fn settle(to: &OwnedFd, name: &[u8], stat: &Stat) -> Result<()> {
     let (uid, gid) = owner(stat);
     fs::chownat(to, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
-        fs::chmodat(
-            to,
-            name,
-            Mode::from_raw_mode(stat.st_mode),
-            AtFlags::empty(),
-        )?;
+        fs::chmodat(to, name, Mode::from_raw_mode(stat.st_mode), AtFlags::empty())?;
     }
     Ok(())
 }
@@ -111,8 +96,5 @@ fn copy_owner(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
 }
 
 fn owner(stat: &Stat) -> (Option<fs::Uid>, Option<fs::Gid>) {
-    (
-        Some(fs::Uid::from_raw(stat.st_uid)),
-        Some(fs::Gid::from_raw(stat.st_gid)),
-    )
+    (Some(fs::Uid::from_raw(stat.st_uid)), Some(fs::Gid::from_raw(stat.st_gid)))
 }

@@ -11,12 +11,7 @@ use crate::sys::Result;
 
 /// Opens `path` below `folder` with O_CLOEXEC and the given flags.
 pub fn open_at(folder: impl AsFd, path: impl Arg, flags: OFlags) -> Result<OwnedFd> {
-    fs::openat(
-        folder,
-        path,
-        flags | OFlags::CLOEXEC,
-        Mode::from_raw_mode(0o644),
-    )
+    fs::openat(folder, path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(0o644))
 }
 
 /// Opens `path` with O_CLOEXEC and the given flags.

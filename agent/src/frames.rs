@@ -102,21 +102,13 @@ impl Decoder {
         let length = u32::from_le_bytes([l0, l1, l2, 0]) as usize;
         let known = Kind::from_wire(kind).filter(|kind| kind.allows(stream, length));
         let Some(known) = known else {
-            return Err(NotAFrame {
-                stream,
-                kind,
-                length,
-            });
+            return Err(NotAFrame { stream, kind, length });
         };
         if rest.len() < length {
             return Ok(None);
         }
         self.start += HEADER + length;
-        Ok(Some(Frame {
-            stream,
-            kind: known,
-            payload: &rest[..length],
-        }))
+        Ok(Some(Frame { stream, kind: known, payload: &rest[..length] }))
     }
 
     /// Forgets a half received frame (the other side is a new one).
@@ -178,10 +170,7 @@ mod tests {
             }
             assert_eq!(
                 seen,
-                [
-                    (7, Kind::Data, b"hello".to_vec()),
-                    (7, Kind::Eof, Vec::new())
-                ],
+                [(7, Kind::Data, b"hello".to_vec()), (7, Kind::Eof, Vec::new())],
                 "cut {cut}"
             );
         }
@@ -213,10 +202,7 @@ mod tests {
             feed(&mut decoder, &wire[..5]);
             assert_eq!(decoder.next().unwrap(), None);
             feed(&mut decoder, &wire[5..]);
-            assert_eq!(
-                decoder.next().unwrap().unwrap().payload,
-                65_536u32.to_le_bytes()
-            );
+            assert_eq!(decoder.next().unwrap().unwrap().payload, 65_536u32.to_le_bytes());
         }
         assert!(decoder.buffer.len() < 64);
     }

@@ -8,4 +8,5 @@ pub mod flow;
 pub mod frames;
 pub mod messages;
 pub mod msgpack;
+pub mod netlink;
 pub mod program;

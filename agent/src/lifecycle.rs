@@ -18,6 +18,7 @@ use crate::child;
 use crate::container::Container;
 use crate::fail::{Outcome, Step};
 use crate::files;
+use crate::listing;
 use crate::process::{self, Ends, Process, Stage};
 use crate::sys::{self, Fork};
 
@@ -29,20 +30,13 @@ const POSSIBLE: u64 = NEWPID | NEWCGROUP | NEWNS | (raw::CLONE_NEWUTS | raw::CLO
 
 impl Agent {
     pub fn create(&mut self, number: u64, plan: &Plan) -> Outcome<Answer> {
-        if self
-            .containers
-            .iter()
-            .any(|container| container.id == plan.id)
-        {
+        if self.containers.iter().any(|container| container.id == plan.id) {
             let message = format!("container {:?} exists already", plan.id);
             return Err(Failure::worded("create", plan.id, errno::EEXIST, message));
         }
         let joined = plan.join.iter().fold(0, |flags, (_, flag)| flags | flag);
         if (plan.namespaces | joined) & !POSSIBLE != 0 {
-            let message = format!(
-                "namespaces {:#x} are not possible",
-                plan.namespaces | joined
-            );
+            let message = format!("namespaces {:#x} are not possible", plan.namespaces | joined);
             return Err(Failure::worded("create", plan.id, errno::EINVAL, message));
         }
         let cgroup = Cgroup::make(plan.cgroup, &plan.cgroup_values)?;
@@ -71,9 +65,7 @@ impl Agent {
         container: &mut Container,
     ) -> Outcome<Process> {
         const STEP: &str = "create";
-        container
-            .watch_memory(&self.poll, &plan.cgroup_values)
-            .step(STEP, "memory.events")?;
+        container.watch_memory(&self.poll, &plan.cgroup_values).step(STEP, "memory.events")?;
         let pids = plan.join.iter().find(|(_, flag)| *flag == NEWPID);
         let pids = match pids {
             Some((path, _)) => {
@@ -83,22 +75,11 @@ impl Agent {
         };
         let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
         let flags = plan.namespaces & !NEWCGROUP | NEWNS;
-        match self
-            .fork_into(pids.as_ref(), flags, &container.cgroup)
-            .step("clone", plan.id)?
-        {
+        match self.fork_into(pids.as_ref(), flags, &container.cgroup).step("clone", plan.id)? {
             Fork::Child => child::init(plan, wires),
             Fork::Parent { pid, pidfd } => {
                 drop(wires);
-                self.adopt(
-                    container.key,
-                    None,
-                    pid,
-                    pidfd,
-                    ends,
-                    Stage::Preparing(number),
-                )
-                .map(|process| process.with_streams(&plan.process))
+                self.adopt(container.key, None, pid, pidfd, ends, Stage::Preparing(number))
             }
         }
     }
@@ -133,9 +114,7 @@ impl Agent {
             return Err(Failure::new("watch", "pipes", error.raw_os_error()));
         }
         let exec_id = exec_id.map(Into::into);
-        Ok(Process::new(
-            key, container, exec_id, pid, pidfd, stage, ends,
-        ))
+        Ok(Process::new(key, container, exec_id, pid, pidfd, stage, ends))
     }
 
     pub fn start(&mut self, number: u64, id: &str) -> Outcome<Answer> {
@@ -151,10 +130,8 @@ impl Agent {
 
     pub fn exec(&mut self, number: u64, plan: &Exec) -> Outcome<Answer> {
         const STEP: &str = "exec";
-        let (key, namespaces) = {
-            let container = self.container(plan.id)?;
-            (container.key, container.namespaces)
-        };
+        let index = self.index_of(plan.id)?;
+        let (key, namespaces) = (self.containers[index].key, self.containers[index].namespaces);
         if self.process(plan.id, Some(plan.exec_id)).is_ok() {
             let message = format!("exec {:?} exists already", plan.exec_id);
             return Err(Failure::worded(STEP, plan.exec_id, errno::EEXIST, message));
@@ -163,16 +140,8 @@ impl Agent {
             io::fcntl_dupfd_cloexec(&self.process(plan.id, None)?.pidfd, 0).step(STEP, "init")?;
         let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
         let pids = Some(&init).filter(|_| namespaces & NEWPID != 0);
-        let container = self.container(plan.id)?.key;
-        let fork = {
-            let found = self.containers.iter().find(|one| one.key == container);
-            let cgroup = &found
-                .ok_or_else(|| Failure::new(STEP, plan.id, errno::ENOENT))?
-                .cgroup;
-            self.fork_into(pids, 0, cgroup)
-                .step("clone", plan.exec_id)?
-        };
-        match fork {
+        let cgroup = &self.containers[index].cgroup;
+        match self.fork_into(pids, 0, cgroup).step("clone", plan.exec_id)? {
             Fork::Child => child::exec(&plan.process, namespaces, &init, wires),
             Fork::Parent { pid, pidfd } => {
                 drop(wires);
@@ -182,7 +151,7 @@ impl Agent {
                     Stage::Starting(number)
                 };
                 let process = self.adopt(key, Some(plan.exec_id), pid, pidfd, ends, stage)?;
-                self.processes.push(process.with_streams(&plan.process));
+                self.processes.push(process);
                 Ok(Answer::Other)
             }
         }
@@ -211,18 +180,14 @@ impl Agent {
 
     pub fn resize(&mut self, plan: &Resize) -> Outcome<()> {
         let process = self.process(plan.id, plan.exec_id)?;
-        process
-            .resize(plan.rows, plan.columns)
-            .step("resize", plan.exec_id.unwrap_or(plan.id))
+        process.resize(plan.rows, plan.columns).step("resize", plan.exec_id.unwrap_or(plan.id))
     }
 
     pub fn freeze(&mut self, number: u64, plan: &Freeze) -> Outcome<Answer> {
         let wanted = if plan.frozen { "1" } else { "0" };
         let index = self.index_of(plan.id)?;
         let container = &mut self.containers[index];
-        container
-            .watch_state(&self.poll)
-            .step("freeze", "cgroup.events")?;
+        container.watch_state(&self.poll).step("freeze", "cgroup.events")?;
         container.freezes.push((number, plan.frozen));
         if let Err(failure) = container.cgroup.write(&[("cgroup.freeze", wanted)]) {
             container.freezes.pop();
@@ -235,19 +200,15 @@ impl Agent {
 
     /// cgroup.events has changed, or might have.
     pub fn cgroup_changed(&mut self, key: u32) {
-        let found = self
-            .containers
-            .iter_mut()
-            .find(|container| container.key == key);
+        let found = self.containers.iter_mut().find(|container| container.key == key);
         let Some(container) = found else { return };
         if container.freezes.is_empty() {
             return;
         }
         let (_, frozen) = container.state();
         let waiting = core::mem::take(&mut container.freezes);
-        let (done, waiting): (Vec<_>, Vec<_>) = waiting
-            .into_iter()
-            .partition(|(_, wanted)| *wanted == frozen);
+        let (done, waiting): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(_, wanted)| *wanted == frozen);
         container.freezes = waiting;
         for (number, _) in done {
             self.reply(number, |writer| writer.nil());
@@ -256,11 +217,7 @@ impl Agent {
 
     pub fn cgroup_read(&mut self, number: u64, plan: &CgroupRead) -> Outcome<Answer> {
         let cgroup = &self.container(plan.id)?.cgroup;
-        let texts: Vec<_> = plan
-            .files
-            .iter()
-            .map(|file| (*file, cgroup.read(file)))
-            .collect();
+        let texts: Vec<_> = plan.files.iter().map(|file| (*file, cgroup.read(file))).collect();
         self.reply(number, |writer| {
             writer.map(texts.len());
             for (file, text) in &texts {
@@ -268,6 +225,18 @@ impl Agent {
                 writer.optional(text.as_deref());
             }
         });
+        Ok(Answer::Other)
+    }
+
+    pub fn list_processes(&mut self, number: u64, id: &str) -> Outcome<Answer> {
+        let found = listing::list(&self.container(id)?.cgroup.processes());
+        self.reply(number, |writer| {
+            writer.array(found.entries.len());
+            found.entries.iter().for_each(|entry| writer.out.extend_from_slice(entry));
+        });
+        if found.left_out > 0 {
+            self.warn(&format!("processes {id}: {} more do not fit the reply", found.left_out));
+        }
         Ok(Answer::Other)
     }
 
@@ -279,17 +248,11 @@ impl Agent {
             let message = format!("container {id:?} is being deleted already");
             return Err(Failure::worded("delete", id, errno::EBUSY, message));
         }
-        container
-            .watch_state(&self.poll)
-            .step("delete", "cgroup.events")?;
+        container.watch_state(&self.poll).step("delete", "cgroup.events")?;
         container.cgroup.kill().step("delete", id)?;
         container.deleting = Some(number);
         let key = container.key;
-        for process in self
-            .processes
-            .iter_mut()
-            .filter(|process| process.container == key)
-        {
+        for process in self.processes.iter_mut().filter(|process| process.container == key) {
             process.hurried = true;
         }
         Ok(Answer::Other)
@@ -297,10 +260,7 @@ impl Agent {
 
     fn index_of(&mut self, id: &str) -> Outcome<usize> {
         let key = self.container(id)?.key;
-        let index = self
-            .containers
-            .iter()
-            .position(|container| container.key == key);
+        let index = self.containers.iter().position(|container| container.key == key);
         index.ok_or_else(|| Failure::new("find", id, errno::ENOENT))
     }
 
@@ -319,17 +279,13 @@ impl Agent {
 
     fn is_deletable(&self, index: usize) -> bool {
         let container = &self.containers[index];
-        let mut own = self
-            .processes
-            .iter()
-            .filter(|process| process.container == container.key);
+        let mut own = self.processes.iter().filter(|process| process.container == container.key);
         container.deleting.is_some() && own.all(|process| process.told) && !container.state().0
     }
 
     /// Removes what is left of a container and answers its `delete`.
     pub fn forget(&mut self, container: &Container) {
-        self.processes
-            .retain(|process| process.container != container.key);
+        self.processes.retain(|process| process.container != container.key);
         let removed = container.cgroup.remove();
         let Some(number) = container.deleting else {
             return;

@@ -12,10 +12,13 @@ mod child;
 mod console;
 mod container;
 mod copyup;
+mod dns;
 mod fail;
 mod files;
 mod lifecycle;
+mod listing;
 mod mounts;
+mod network;
 mod poll;
 mod port;
 mod process;
@@ -39,9 +42,11 @@ extern "C" fn main() -> ! {
     console::milestone("mounts done");
     boot::load_modules(&mut notes);
     console::milestone("modules loaded");
+    boot::link_disks(&mut notes);
+    let slots = boot::prepare_network(&mut notes);
     let port = boot::open_port();
     console::milestone("port open");
-    let mut agent = agent::Agent::new(port, notes);
+    let mut agent = agent::Agent::new(port, slots, notes);
     console::milestone("ready");
     agent.serve()
 }

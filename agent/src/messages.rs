@@ -24,22 +24,12 @@ impl Failure {
     /// `step` failed on `object` with a system error, which is also the message.
     pub fn new(step: &'static str, object: &str, errno: i32) -> Failure {
         let message = format!("{step} {object}: {}", errno::text(errno));
-        Failure {
-            step,
-            object: object.into(),
-            errno,
-            message,
-        }
+        Failure { step, object: object.into(), errno, message }
     }
 
     /// As [`Failure::new`], in words of its own.
     pub fn worded(step: &'static str, object: &str, errno: i32, message: String) -> Failure {
-        Failure {
-            step,
-            object: object.into(),
-            errno,
-            message,
-        }
+        Failure { step, object: object.into(), errno, message }
     }
 
     /// Appends the map of `err`.
@@ -75,10 +65,7 @@ pub struct NotARequest {
 
 impl From<Malformed> for NotARequest {
     fn from(cause: Malformed) -> Self {
-        NotARequest {
-            field: String::new(),
-            expected: cause.0,
-        }
+        NotARequest { field: String::new(), expected: cause.0 }
     }
 }
 
@@ -141,10 +128,7 @@ impl<'a> Decode<'a> for &'a [u8] {
 
 impl<'a, const N: usize> Decode<'a> for [u8; N] {
     fn decode(reader: &mut Reader<'a>) -> Result<Self, NotARequest> {
-        reader
-            .bin()?
-            .try_into()
-            .map_err(|_| Malformed("bytes of the right length").into())
+        reader.bin()?.try_into().map_err(|_| Malformed("bytes of the right length").into())
     }
 }
 
@@ -272,7 +256,7 @@ structures! {
     Mount {
         source: &'a str, target: &'a str, fstype as "type": &'a str, flags: u64, data: &'a str,
         propagation: u64, kind: &'a str, tmpcopyup: Maybe<bool>,
-        recursive_attr: Maybe<Option<(u64, u64)>>,
+        recursive_attr: Maybe<Option<(u64, u64)>>, folders: Maybe<Vec<&'a str>>,
     }
 
     Container {
@@ -491,10 +475,7 @@ mod tests {
         let (number, result) = request(&wrong);
         assert_eq!(number, 5);
         let error = result.unwrap_err();
-        assert_eq!(
-            (error.field.as_str(), error.expected),
-            ("start.id", "a string")
-        );
+        assert_eq!((error.field.as_str(), error.expected), ("start.id", "a string"));
     }
 
     #[test]

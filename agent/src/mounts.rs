@@ -84,6 +84,9 @@ fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
 /// Carries out `plan` with its target inside `root`.
 pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
     let root = root.as_fd();
+    for folder in &plan.folders.0 {
+        folder_in_root(root, folder).step("mkdir", folder)?;
+    }
     let target = target(root, plan.target, plan.kind).step("mount target", plan.target)?;
     let flags = plan.flags;
     if flags & u64::from(raw::MS_REMOUNT) != 0 {

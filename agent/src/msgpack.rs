@@ -27,20 +27,14 @@ impl<'a> Reader<'a> {
     }
 
     fn take(&mut self, size: usize) -> Result<&'a [u8], Malformed> {
-        let (taken, rest) = self
-            .bytes
-            .split_at_checked(size)
-            .ok_or(Malformed("more bytes"))?;
+        let (taken, rest) = self.bytes.split_at_checked(size).ok_or(Malformed("more bytes"))?;
         self.bytes = rest;
         Ok(taken)
     }
 
     /// A big-endian number of `size` bytes.
     fn number(&mut self, size: usize) -> Result<u64, Malformed> {
-        Ok(self
-            .take(size)?
-            .iter()
-            .fold(0, |value, &byte| value << 8 | u64::from(byte)))
+        Ok(self.take(size)?.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
     }
 
     pub fn integer(&mut self) -> Result<i128, Malformed> {
@@ -266,9 +260,7 @@ mod tests {
         assert!(Reader::new(&[0xcd, 1]).integer().is_err());
         assert!(Reader::new(&[0xa3, b'a']).str().is_err());
         assert!(Reader::new(&[0xa1, 0xff]).str().is_err());
-        assert!(Reader::new(&[0xdd, 0xff, 0xff, 0xff, 0xff])
-            .array()
-            .is_err());
+        assert!(Reader::new(&[0xdd, 0xff, 0xff, 0xff, 0xff]).array().is_err());
         assert!(Reader::new(&[0xc1]).bool().is_err());
         assert!(!Reader::new(&[0xc2]).nil());
     }

@@ -60,30 +60,19 @@ impl Poll {
     pub fn new() -> Result<Poll> {
         const BATCH: usize = 64;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        Ok(Poll {
-            epoll,
-            events: Vec::with_capacity(BATCH),
-        })
+        Ok(Poll { epoll, events: Vec::with_capacity(BATCH) })
     }
 
     /// Reports `flags` of `fd` from now on, under `kind` and `key`, until it is closed.
     pub fn add(&self, fd: impl AsFd, kind: Kind, key: u32, flags: EventFlags) -> Result<()> {
         let data = u64::from(kind as u32) << 32 | u64::from(key);
-        epoll::add(
-            &self.epoll,
-            fd,
-            EventData::new_u64(data),
-            flags | EventFlags::ET,
-        )
+        epoll::add(&self.epoll, fd, EventData::new_u64(data), flags | EventFlags::ET)
     }
 
     /// Waits for the next events, or takes those that are there if `busy`.
     pub fn wait(&mut self, busy: bool) -> usize {
         self.events.clear();
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let buffer = rustix::buffer::spare_capacity(&mut self.events);
         match epoll::wait(&self.epoll, buffer, busy.then_some(&at_once)) {
             Ok(count) => count,
@@ -98,10 +87,6 @@ impl Poll {
         let event = self.events.get(index)?;
         let data = event.data.u64();
         let kind = *KINDS.get((data >> 32) as usize)?;
-        Some(Ready {
-            kind,
-            key: data as u32,
-            flags: event.flags,
-        })
+        Some(Ready { kind, key: data as u32, flags: event.flags })
     }
 }

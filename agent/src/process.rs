@@ -38,8 +38,8 @@ pub struct Process {
     pub pidfd: OwnedFd,
     pub stage: Stage,
     pub ends: Ends,
-    /// The streams of its terminal, should it have one.
-    streams: (u32, u32),
+    /// A size that its terminal is to have once it is there.
+    size: Option<(u16, u16)>,
     /// Wait status, once it has been reaped.
     pub status: Option<i32>,
     /// Its exit event has been sent.
@@ -62,36 +62,26 @@ pub fn wire(plan: &Plan) -> Result<(Wires, Ends)> {
     let (report_out, report_in) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_out, go_in) = pipe_with(PipeFlags::CLOEXEC)?;
     io::ioctl_fionbio(&report_out, true)?;
-    let mut wires = Wires {
-        stdio: [None, None, None],
-        report: report_in,
-        go: go_out,
-    };
-    let mut ends = Ends {
-        stdin: None,
-        stdout: None,
-        stderr: None,
-        report: Some(report_out),
-        go: Some(go_in),
-    };
+    let mut wires = Wires { stdio: [None, None, None], report: report_in, go: go_out };
+    let mut ends =
+        Ends { stdin: None, stdout: None, stderr: None, report: Some(report_out), go: Some(go_in) };
     if plan.terminal {
+        // Input may arrive, and sizes too, before the process has opened its terminal.
+        ends.stdin = Some(Sink::awaited(plan.stdin));
+        ends.stdout = Some(Source::awaited(plan.stdout));
         return Ok((wires, ends));
     }
     if plan.stdin != 0 {
         let (theirs, ours) = stream_pipe(false)?;
         wires.stdio[0] = Some(theirs);
-        ends.stdin = Some(Sink::new(plan.stdin, ours, false));
+        ends.stdin = Some(Sink::new(plan.stdin, ours));
     }
     for (number, stream) in [(1, plan.stdout), (2, plan.stderr)] {
         if stream != 0 {
             let (ours, theirs) = stream_pipe(true)?;
             wires.stdio[number] = Some(theirs);
             let source = Some(Source::new(stream, ours));
-            *(if number == 1 {
-                &mut ends.stdout
-            } else {
-                &mut ends.stderr
-            }) = source;
+            *(if number == 1 { &mut ends.stdout } else { &mut ends.stderr }) = source;
         }
     }
     Ok((wires, ends))
@@ -133,27 +123,8 @@ impl Process {
         stage: Stage,
         ends: Ends,
     ) -> Process {
-        let streams = (0, 0);
-        let (status, told, hurried) = (None, false, false);
-        Process {
-            key,
-            container,
-            exec_id,
-            pid,
-            pidfd,
-            stage,
-            ends,
-            streams,
-            status,
-            told,
-            hurried,
-        }
-    }
-
-    /// Remembers which streams a terminal would be.
-    pub fn with_streams(mut self, plan: &Plan) -> Process {
-        self.streams = (plan.stdin, plan.stdout);
-        self
+        let (status, size, told, hurried) = (None, None, false, false);
+        Process { key, container, exec_id, pid, pidfd, stage, ends, size, status, told, hurried }
     }
 
     /// Lets the waiting child go on.
@@ -164,11 +135,16 @@ impl Process {
         }
     }
 
-    /// Sets the size of its terminal.
-    pub fn resize(&self, rows: u16, columns: u16) -> Result<()> {
-        let terminal = self.ends.stdin.as_ref().filter(|sink| sink.is_terminal());
-        let fd = terminal.and_then(Sink::fd).ok_or(io::Errno::NOTTY)?;
-        terminal::resize(fd, rows, columns)
+    /// Sets the size of its terminal, now or as soon as it has one.
+    pub fn resize(&mut self, rows: u16, columns: u16) -> Result<()> {
+        let terminal = self.ends.stdin.as_ref().filter(|sink| sink.is_terminal);
+        match terminal.ok_or(io::Errno::NOTTY)?.fd() {
+            Some(fd) => terminal::resize(fd, rows, columns),
+            None => {
+                self.size = Some((rows, columns));
+                Ok(())
+            }
+        }
     }
 
     /// Takes the terminal that the waiting child has opened as its descriptor `number`.
@@ -176,15 +152,17 @@ impl Process {
         let flags = PidfdGetfdFlags::empty();
         let master = rustix::process::pidfd_getfd(&self.pidfd, number.into(), flags)?;
         io::ioctl_fionbio(&master, true)?;
-        let input = io::fcntl_dupfd_cloexec(&master, 0)?;
-        let (stdin, stdout) = self.streams;
-        if stdin != 0 {
-            poll.add(&input, Kind::Stdin, self.key, EventFlags::OUT)?;
+        if let Some((rows, columns)) = self.size {
+            terminal::resize(&master, rows, columns)?;
         }
+        let (Some(sink), Some(source)) = (&mut self.ends.stdin, &mut self.ends.stdout) else {
+            return Err(io::Errno::NOTTY);
+        };
+        let input = io::fcntl_dupfd_cloexec(&master, 0)?;
+        poll.add(&input, Kind::Stdin, self.key, EventFlags::OUT)?;
         poll.add(&master, Kind::Stdout, self.key, EventFlags::IN)?;
-        // Even unconnected, the input end stays: it is what `resize` works on.
-        self.ends.stdin = Some(Sink::new(stdin, input, true));
-        self.ends.stdout = Some(Source::new(stdout, master));
+        sink.open(input);
+        source.open(master);
         Ok(())
     }
 
@@ -198,16 +176,14 @@ impl Process {
     }
 
     pub fn sources(&mut self) -> impl Iterator<Item = &mut Source> {
-        self.ends
-            .stdout
-            .iter_mut()
-            .chain(self.ends.stderr.iter_mut())
+        self.ends.stdout.iter_mut().chain(self.ends.stderr.iter_mut())
     }
 
     /// It has been reaped.
     pub fn ended(&mut self, status: i32) {
         self.status = Some(status);
         self.sources().for_each(Source::process_ended);
+        self.ends.stdin.iter_mut().for_each(Sink::process_ended);
         self.ends.go = None;
     }
 
@@ -234,6 +210,6 @@ impl Process {
 
     /// Nothing of it is left: ended, told, and all output forwarded.
     pub fn is_over(&mut self) -> bool {
-        self.told && !self.sources().any(|source| source.is_open())
+        self.told && self.sources().all(|source| source.is_closed())
     }
 }

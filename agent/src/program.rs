@@ -5,9 +5,7 @@ use alloc::string::String;
 
 /// Value of `name` in an environment; the last one counts, as in runc.
 pub fn variable<'a>(env: &[&'a str], name: &str) -> Option<&'a str> {
-    env.iter()
-        .rev()
-        .find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
+    env.iter().rev().find_map(|entry| entry.strip_prefix(name)?.strip_prefix('='))
 }
 
 /// Files that `program` may mean, in the order in which they are tried: itself if it has a slash,

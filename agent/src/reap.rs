@@ -26,26 +26,19 @@ impl Agent {
     pub fn pump(&mut self) -> bool {
         let mut busy = false;
         for process in &mut self.processes {
-            let container = self
-                .containers
-                .iter()
-                .find(|one| one.key == process.container);
+            let container = self.containers.iter().find(|one| one.key == process.container);
             let id = container.map_or("", |container| container.id.as_str());
             let has_room = self.port.has_room();
             busy |= process.pump(id, &mut self.port.out, has_room);
         }
-        self.processes
-            .retain_mut(|process| process.exec_id.is_none() || !process.is_over());
+        self.processes.retain_mut(|process| process.exec_id.is_none() || !process.is_over());
         self.finish_deletions();
         // With no room, it is the port that has to become writable first.
         busy && self.port.has_room()
     }
 
     pub fn input(&mut self, stream: u32, data: &[u8]) {
-        let sinks = self
-            .processes
-            .iter_mut()
-            .filter_map(|process| process.ends.stdin.as_mut());
+        let sinks = self.processes.iter_mut().filter_map(|process| process.ends.stdin.as_mut());
         let Some(sink) = sinks.into_iter().find(|sink| sink.stream == stream) else {
             return;
         };
@@ -60,10 +53,7 @@ impl Agent {
         let Ok(bytes) = payload.try_into().map(u32::from_le_bytes) else {
             return;
         };
-        let mut sources = self
-            .processes
-            .iter_mut()
-            .flat_map(|process| process.sources());
+        let mut sources = self.processes.iter_mut().flat_map(|process| process.sources());
         if let Some(source) = sources.find(|source| source.stream == stream) {
             source.granted(bytes);
         }
@@ -72,11 +62,7 @@ impl Agent {
     /// The host writes no more to a stdin, or reads no more of an output.
     pub fn end_of_stream(&mut self, stream: u32) {
         for process in &mut self.processes {
-            let sink = process
-                .ends
-                .stdin
-                .as_mut()
-                .filter(|sink| sink.stream == stream);
+            let sink = process.ends.stdin.as_mut().filter(|sink| sink.stream == stream);
             sink.into_iter().for_each(|sink| sink.end());
             let source = process.sources().find(|source| source.stream == stream);
             source.into_iter().for_each(|source| source.abandon());

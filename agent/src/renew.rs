@@ -35,11 +35,7 @@ fn reseed(seed: &[u8]) -> sys::Result<()> {
         return Err(Errno::TOOBIG);
     }
     let size = seed.len() as i32;
-    let mut entropy = Entropy {
-        bits: size * 8,
-        size,
-        data: [0; Entropy::MOST],
-    };
+    let mut entropy = Entropy { bits: size * 8, size, data: [0; Entropy::MOST] };
     entropy.data[..seed.len()].copy_from_slice(seed);
     let device = files::open("/dev/urandom", OFlags::RDWR)?;
     // SAFETY: RNDADDENTROPY takes a rand_pool_info and reads `size` bytes of its data.

@@ -118,10 +118,7 @@ impl Agent {
         if process.exec_id.is_some() {
             return;
         }
-        let found = self
-            .containers
-            .iter()
-            .position(|one| one.key == process.container);
+        let found = self.containers.iter().position(|one| one.key == process.container);
         if let Some(index) = found {
             let container = self.containers.swap_remove(index);
             self.forget(&container);

@@ -12,10 +12,27 @@ use crate::sys;
 /// Most bytes of one DATA frame: with its header, what the port takes in one write.
 const PIECE: usize = 32 * 1024 - frames::HEADER;
 
+/// The agent's end of a stream.
+enum End {
+    /// A terminal that its process has not opened yet.
+    Awaited,
+    Open(OwnedFd),
+    Closed,
+}
+
+impl End {
+    fn fd(&self) -> Option<&OwnedFd> {
+        match self {
+            End::Open(fd) => Some(fd),
+            End::Awaited | End::Closed => None,
+        }
+    }
+}
+
 /// Output of a process on its way to the host.
 pub struct Source {
     pub stream: u32,
-    fd: Option<OwnedFd>,
+    end: End,
     flow: Sending,
     ready: bool,
     /// Bytes still to be forwarded before the exit of the process may be told.
@@ -24,13 +41,16 @@ pub struct Source {
 
 impl Source {
     pub fn new(stream: u32, fd: OwnedFd) -> Source {
-        Source {
-            stream,
-            fd: Some(fd),
-            flow: Sending::default(),
-            ready: false,
-            owed: None,
-        }
+        Source { end: End::Open(fd), ..Source::awaited(stream) }
+    }
+
+    /// A terminal's output, once there is a terminal.
+    pub fn awaited(stream: u32) -> Source {
+        Source { stream, end: End::Awaited, flow: Sending::default(), ready: false, owed: None }
+    }
+
+    pub fn open(&mut self, fd: OwnedFd) {
+        self.end = End::Open(fd);
     }
 
     pub fn ready(&mut self) {
@@ -41,48 +61,46 @@ impl Source {
         self.flow.granted(bytes);
     }
 
-    pub fn is_open(&self) -> bool {
-        self.fd.is_some()
+    pub fn is_closed(&self) -> bool {
+        matches!(self.end, End::Closed)
     }
 
     /// Reads no more, whatever the process still writes.
     pub fn abandon(&mut self) {
-        self.fd = None;
+        self.end = End::Closed;
+    }
+
+    pub fn fd(&self) -> Option<&OwnedFd> {
+        self.end.fd()
     }
 
     /// The process has ended: what is in the pipe now precedes its exit event. What others that
     /// hold the pipe write later does not.
     pub fn process_ended(&mut self) {
-        let Some(fd) = &self.fd else { return };
+        let Some(fd) = self.end.fd() else {
+            self.end = End::Closed;
+            return;
+        };
         let mut waiting = 0i32;
         // SAFETY: FIONREAD stores an int.
         let result = unsafe { sys::ioctl(fd, linux_raw_sys::ioctl::FIONREAD, &mut waiting) };
         // A terminal counts only what its line discipline has seen: read it until EAGAIN instead.
-        let is_terminal = rustix::termios::isatty(fd);
-        let known = result.is_ok() && !is_terminal;
-        self.owed = Some(if known {
-            waiting.max(0) as usize
-        } else {
-            usize::MAX
-        });
+        let is_known = result.is_ok() && !rustix::termios::isatty(fd);
+        self.owed = Some(if is_known { waiting.max(0) as usize } else { usize::MAX });
         self.ready = true;
-    }
-
-    pub fn fd(&self) -> Option<&OwnedFd> {
-        self.fd.as_ref()
     }
 
     /// Whether everything that precedes the exit event has been forwarded, or (`hurried`) cannot
     /// be because the host takes no more.
     pub fn is_settled(&self, hurried: bool) -> bool {
         let stuck = hurried && self.flow.credit() == 0;
-        self.fd.is_none() || self.owed == Some(0) || stuck
+        self.is_closed() || self.owed == Some(0) || stuck
     }
 
     /// Forwards one piece; true if there may be more to forward now.
     pub fn pump(&mut self, out: &mut Vec<u8>) -> bool {
         let size = PIECE.min(self.flow.credit());
-        let Some(fd) = self.fd.as_ref().filter(|_| self.ready && size > 0) else {
+        let Some(fd) = self.end.fd().filter(|_| self.ready && size > 0) else {
             return false;
         };
         let at = frames::begin(out, self.stream, Kind::Data);
@@ -96,7 +114,10 @@ impl Source {
                 self.forwarded(count);
                 return true;
             }
-            Err(Errno::INTR) => out.truncate(at),
+            Err(Errno::INTR) => {
+                out.truncate(at);
+                return true;
+            }
             Err(Errno::AGAIN) => {
                 out.truncate(at);
                 self.ready = false;
@@ -106,7 +127,7 @@ impl Source {
             Ok(0) | Err(_) => {
                 out.truncate(at);
                 frames::eof(out, self.stream);
-                self.fd = None;
+                self.end = End::Closed;
             }
         }
         false
@@ -123,41 +144,39 @@ impl Source {
 /// Input of a process on its way from the host.
 pub struct Sink {
     pub stream: u32,
-    fd: Option<OwnedFd>,
+    end: End,
     flow: Receiving,
     ready: bool,
     ended: bool,
     /// A terminal is never closed for want of input: its reading end is also its writing end.
-    is_terminal: bool,
+    pub is_terminal: bool,
 }
 
 impl Sink {
-    pub fn new(stream: u32, fd: OwnedFd, is_terminal: bool) -> Sink {
-        let flow = Receiving::default();
-        Sink {
-            stream,
-            fd: Some(fd),
-            flow,
-            ready: true,
-            ended: false,
-            is_terminal,
-        }
+    pub fn new(stream: u32, fd: OwnedFd) -> Sink {
+        Sink { end: End::Open(fd), is_terminal: false, ..Sink::awaited(stream) }
+    }
+
+    /// A terminal's input, once there is a terminal.
+    pub fn awaited(stream: u32) -> Sink {
+        let (end, flow) = (End::Awaited, Receiving::default());
+        Sink { stream, end, flow, ready: true, ended: false, is_terminal: true }
+    }
+
+    pub fn open(&mut self, fd: OwnedFd) {
+        self.end = End::Open(fd);
     }
 
     pub fn ready(&mut self) {
         self.ready = true;
     }
 
+    pub fn fd(&self) -> Option<&OwnedFd> {
+        self.end.fd()
+    }
+
     pub fn receive(&mut self, data: &[u8]) -> Result<(), Overrun> {
         self.flow.receive(data)
-    }
-
-    pub fn fd(&self) -> Option<&OwnedFd> {
-        self.fd.as_ref()
-    }
-
-    pub fn is_terminal(&self) -> bool {
-        self.is_terminal
     }
 
     /// The host writes no more.
@@ -165,27 +184,40 @@ impl Sink {
         self.ended = true;
     }
 
+    /// The process has ended: nobody reads a terminal's input any more.
+    pub fn process_ended(&mut self) {
+        if self.end.fd().is_none() {
+            self.end = End::Closed;
+        }
+    }
+
     /// Writes what the process takes now and grants credit for it. Input that nobody will read is
-    /// consumed as well, so that the host's writer is not stuck.
+    /// consumed as well, so that the host's writer is not stuck, and the host is told.
     pub fn pump(&mut self, out: &mut Vec<u8>) {
+        if matches!(self.end, End::Awaited) {
+            return;
+        }
         while !self.flow.is_drained() && self.ready {
             let waiting = self.flow.next();
-            let result = match &self.fd {
-                Some(fd) => io::write(fd, waiting),
-                None => Ok(waiting.len()),
+            let result = match &self.end {
+                End::Open(fd) => io::write(fd, waiting),
+                End::Awaited | End::Closed => Ok(waiting.len()),
             };
             match result {
                 Ok(count) => self.flow.written(count),
                 Err(Errno::AGAIN) => self.ready = false,
                 Err(Errno::INTR) => {}
-                Err(_) => self.fd = None,
+                Err(_) => {
+                    frames::eof(out, self.stream);
+                    self.end = End::Closed;
+                }
             }
         }
         if let Some(bytes) = self.flow.grant() {
             frames::credit(out, self.stream, bytes);
         }
         if self.ended && self.flow.is_drained() && !self.is_terminal {
-            self.fd = None;
+            self.end = End::Closed;
         }
     }
 }

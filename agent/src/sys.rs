@@ -67,21 +67,14 @@ pub fn fork(flags: u64, cgroup: Option<&OwnedFd>) -> Result<Fork> {
     let size = size_of::<raw::clone_args>();
     // SAFETY: the structure outlives the call; without CLONE_VM the child goes on in a copy of
     // this memory and stack, and the agent has no other thread whose state could be torn.
-    let pid = unsafe {
-        syscall(
-            raw::__NR_clone3,
-            [ptr::addr_of!(arguments) as usize, size, 0, 0, 0],
-        )
-    }?;
+    let pid =
+        unsafe { syscall(raw::__NR_clone3, [ptr::addr_of!(arguments) as usize, size, 0, 0, 0]) }?;
     if pid == 0 {
         return Ok(Fork::Child);
     }
     // SAFETY: CLONE_PIDFD made the kernel store a descriptor that is ours alone.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Fork::Parent {
-        pid: pid as i32,
-        pidfd,
-    })
+    Ok(Fork::Parent { pid: pid as i32, pidfd })
 }
 
 /// Ends this process.
@@ -113,26 +106,17 @@ impl Vector {
         let mut pointers: Vec<*const u8> =
             strings.iter().map(|text| text.as_ptr().cast()).collect();
         pointers.push(ptr::null());
-        Vector {
-            _strings: strings,
-            pointers,
-        }
+        Vector { _strings: strings, pointers }
     }
 }
 
 /// Replaces the program of this process; returns only if that failed.
 pub fn execve(path: &CStr, arguments: &Vector, environment: &Vector) -> Errno {
-    let (path, arguments, environment) = (
-        path.as_ptr() as usize,
-        arguments.pointers.as_ptr(),
-        environment.pointers.as_ptr(),
-    );
+    let (path, arguments, environment) =
+        (path.as_ptr() as usize, arguments.pointers.as_ptr(), environment.pointers.as_ptr());
     // SAFETY: NUL-terminated strings in NULL-terminated arrays, alive during the call.
     let result = unsafe {
-        syscall(
-            raw::__NR_execve,
-            [path, arguments as usize, environment as usize, 0, 0],
-        )
+        syscall(raw::__NR_execve, [path, arguments as usize, environment as usize, 0, 0])
     };
     result.err().unwrap_or(Errno::INVAL)
 }
@@ -147,12 +131,8 @@ pub fn wait(pid: i32, options: u32) -> Option<(i32, i32)> {
     let mut status = 0i32;
     let status_at = ptr::addr_of_mut!(status) as usize;
     // SAFETY: the status outlives the call; no rusage is asked for.
-    let call = || unsafe {
-        syscall(
-            raw::__NR_wait4,
-            [pid as usize, status_at, options as usize, 0, 0],
-        )
-    };
+    let call =
+        || unsafe { syscall(raw::__NR_wait4, [pid as usize, status_at, options as usize, 0, 0]) };
     loop {
         match call() {
             Ok(0) => return None,
@@ -186,25 +166,14 @@ pub fn signal_fd(mask: u64) -> Result<OwnedFd> {
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: RawFd) -> Result<()> {
     // SAFETY: takes no pointers; only called where no descriptor from `first` on is used again.
-    unsafe {
-        syscall(
-            raw::__NR_close_range,
-            [first as usize, u32::MAX as usize, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { syscall(raw::__NR_close_range, [first as usize, u32::MAX as usize, 0, 0, 0]) }
+        .map(drop)
 }
 
 /// Makes `to` a copy of `from`; `flags`: 0, or O_CLOEXEC for one that execve(2) closes.
 pub fn duplicate(from: impl AsFd, to: RawFd, flags: u32) -> Result<()> {
     // SAFETY: takes no pointers; `to` is a number that the caller sets aside.
-    unsafe {
-        syscall(
-            raw::__NR_dup3,
-            [raw_fd(from), to as usize, flags as usize, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { syscall(raw::__NR_dup3, [raw_fd(from), to as usize, flags as usize, 0, 0]) }.map(drop)
 }
 
 /// prctl(2) with an option that takes numbers only.
@@ -238,10 +207,7 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     let (uid, gid) = (uid as usize, gid as usize);
     // SAFETY: the list outlives the call; the other calls take numbers.
     unsafe {
-        syscall(
-            raw::__NR_setgroups,
-            [groups.len(), groups.as_ptr() as usize, 0, 0, 0],
-        )?;
+        syscall(raw::__NR_setgroups, [groups.len(), groups.as_ptr() as usize, 0, 0, 0])?;
         syscall(raw::__NR_setresgid, [gid, gid, gid, 0, 0])?;
         syscall(raw::__NR_setresuid, [uid, uid, uid, 0, 0])?;
     }
@@ -272,19 +238,10 @@ pub fn seccomp(filter: &[u8], flags: u32) -> Result<()> {
     const SET_MODE_FILTER: usize = 1;
     let length = u16::try_from(filter.len() / 8).map_err(|_| Errno::INVAL)?;
     // The instructions lie in a msgpack message, at any address; the kernel copies them.
-    let program = Program {
-        length,
-        filter: filter.as_ptr(),
-    };
+    let program = Program { length, filter: filter.as_ptr() };
     let at = ptr::addr_of!(program) as usize;
     // SAFETY: the program and its instructions outlive the call.
-    unsafe {
-        syscall(
-            raw::__NR_seccomp,
-            [SET_MODE_FILTER, flags as usize, at, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { syscall(raw::__NR_seccomp, [SET_MODE_FILTER, flags as usize, at, 0, 0]) }.map(drop)
 }
 
 /// mount_setattr(2) on the mount that `fd` stands for.
@@ -295,16 +252,8 @@ pub fn mount_setattr(
     clear: u64,
     propagation: u64,
 ) -> Result<()> {
-    let attributes = raw::mount_attr {
-        attr_set: set,
-        attr_clr: clear,
-        propagation,
-        userns_fd: 0,
-    };
-    let (at, size) = (
-        ptr::addr_of!(attributes) as usize,
-        size_of::<raw::mount_attr>(),
-    );
+    let attributes = raw::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
+    let (at, size) = (ptr::addr_of!(attributes) as usize, size_of::<raw::mount_attr>());
     let flags = (flags | raw::AT_EMPTY_PATH) as usize;
     let here = c"".as_ptr() as usize;
     // SAFETY: path and structure outlive the call.
@@ -341,10 +290,7 @@ pub fn clock(clock: u32) -> Result<u64> {
     let mut time = MaybeUninit::<raw::timespec>::uninit();
     // SAFETY: the kernel fills the structure if the call succeeds.
     let time = unsafe {
-        syscall(
-            raw::__NR_clock_gettime,
-            [clock as usize, time.as_mut_ptr() as usize, 0, 0, 0],
-        )?;
+        syscall(raw::__NR_clock_gettime, [clock as usize, time.as_mut_ptr() as usize, 0, 0, 0])?;
         time.assume_init()
     };
     Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
@@ -358,13 +304,8 @@ pub fn set_time(nanoseconds: u64) -> Result<()> {
     };
     let at = ptr::addr_of!(time) as usize;
     // SAFETY: the time outlives the call.
-    unsafe {
-        syscall(
-            raw::__NR_clock_settime,
-            [raw::CLOCK_REALTIME as usize, at, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { syscall(raw::__NR_clock_settime, [raw::CLOCK_REALTIME as usize, at, 0, 0, 0]) }
+        .map(drop)
 }
 
 /// Sleeps; only for the few waits at boot that nothing can be polled for.

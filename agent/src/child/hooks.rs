@@ -38,24 +38,12 @@ fn run_one(hook: &Hook) -> Outcome<()> {
     if in_time && status == 0 {
         return Ok(());
     }
-    let why = if in_time {
-        format!("wait status {status:#x}")
-    } else {
-        "timed out".into()
-    };
-    Err(Failure::worded(
-        STEP,
-        hook.path,
-        errno::EINVAL,
-        format!("{STEP} {}: {why}", hook.path),
-    ))
+    let why = if in_time { format!("wait status {status:#x}") } else { "timed out".into() };
+    Err(Failure::worded(STEP, hook.path, errno::EINVAL, format!("{STEP} {}: {why}", hook.path)))
 }
 
 fn finished(pidfd: &OwnedFd, seconds: Option<u32>) -> bool {
-    let limit = seconds.map(|seconds| Timespec {
-        tv_sec: seconds.into(),
-        tv_nsec: 0,
-    });
+    let limit = seconds.map(|seconds| Timespec { tv_sec: seconds.into(), tv_nsec: 0 });
     let mut wanted = [PollFd::new(pidfd, PollFlags::IN)];
     loop {
         match rustix::event::poll(&mut wanted, limit.as_ref()) {

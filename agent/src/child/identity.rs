@@ -99,11 +99,7 @@ fn drop_bounding(keep: u64) -> sys::Result<()> {
 
 fn raise_ambient(set: u64) -> sys::Result<()> {
     for capability in (0..64).filter(|capability| set & 1 << capability != 0) {
-        sys::prctl(
-            prctl::PR_CAP_AMBIENT,
-            prctl::PR_CAP_AMBIENT_RAISE.into(),
-            capability,
-        )?;
+        sys::prctl(prctl::PR_CAP_AMBIENT, prctl::PR_CAP_AMBIENT_RAISE.into(), capability)?;
     }
     Ok(())
 }

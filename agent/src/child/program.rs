@@ -38,10 +38,7 @@ pub fn home_of(process: &Process) -> Option<String> {
     }
     let passwd = files::read("/etc/passwd").unwrap_or_default();
     let passwd = String::from_utf8_lossy(&passwd);
-    Some(format!(
-        "HOME={}",
-        names::home(&passwd, process.uid).unwrap_or("/")
-    ))
+    Some(format!("HOME={}", names::home(&passwd, process.uid).unwrap_or("/")))
 }
 
 /// Looks the program up as the process's user, as runc does.
@@ -51,12 +48,7 @@ pub fn find(process: &Process, home: Option<String>) -> Outcome<Program> {
     let path = locate(name, path)?;
     let path = CString::new(path).map_err(|_| unfit(name, Errno::INVAL))?;
     let unset = |entry: &&&str| home.is_none() || !entry.starts_with("HOME=");
-    let environment = process
-        .env
-        .iter()
-        .filter(unset)
-        .copied()
-        .chain(home.as_deref());
+    let environment = process.env.iter().filter(unset).copied().chain(home.as_deref());
     Ok(Program {
         path,
         arguments: Vector::new(process.args.iter().copied()),

@@ -25,11 +25,8 @@ pub const EMPTY: &str = "/run/empty";
 /// Binds the root, makes the mounts, devices and links, and returns the root.
 pub fn build(plan: &Container) -> Outcome<OwnedFd> {
     let slave = plan.propagation & u64::from(raw::MS_SLAVE) != 0;
-    let kind = if slave {
-        MountPropagationFlags::DOWNSTREAM
-    } else {
-        MountPropagationFlags::PRIVATE
-    };
+    let kind =
+        if slave { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
     mount::mount_change("/", kind | MountPropagationFlags::REC).step("make private", "/")?;
     mount::mount_bind_recursive(plan.root, plan.root).step("bind root", plan.root)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -106,13 +103,7 @@ fn make_device(folder: &OwnedFd, name: &str, device: &Device) -> sys::Result<()>
         return Ok(());
     }
     let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-    fs::chownat(
-        folder,
-        name,
-        Some(uid),
-        Some(gid),
-        AtFlags::SYMLINK_NOFOLLOW,
-    )
+    fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn make_link(root: &OwnedFd, to: &str, path: &str) -> sys::Result<()> {
@@ -160,10 +151,6 @@ fn mask_all(root: &OwnedFd, paths: &[&str]) -> Outcome<()> {
 /// Hides a folder behind an empty one, anything else behind /dev/null: the agent's, since what the
 /// container has under these names is its own business.
 fn mask(target: &OwnedFd) -> sys::Result<()> {
-    let cover = if mounts::is_folder(target)? {
-        EMPTY
-    } else {
-        "/dev/null"
-    };
+    let cover = if mounts::is_folder(target)? { EMPTY } else { "/dev/null" };
     mounts::attach(mounts::clone_tree(fs::CWD, cover, false)?, target)
 }

@@ -26,11 +26,7 @@ pub fn open(root: Option<&OwnedFd>, process: &Process) -> Outcome<OwnedFd> {
         Some(root) => root.as_fd(),
         None => fs::CWD,
     };
-    let path = if root.is_some() {
-        "dev/pts/ptmx"
-    } else {
-        "/dev/pts/ptmx"
-    };
+    let path = if root.is_some() { "dev/pts/ptmx" } else { "/dev/pts/ptmx" };
     let (master, slave) = pair(within, path).step("open terminal", path)?;
     resize(&master, process.rows, process.columns).step("resize terminal", path)?;
     if let Some(root) = root {
@@ -45,11 +41,7 @@ pub fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> sys::Result<()> {
     if (rows, columns) == (0, 0) {
         return Ok(());
     }
-    let mut size = Size {
-        rows,
-        columns,
-        pixels: [0; 2],
-    };
+    let mut size = Size { rows, columns, pixels: [0; 2] };
     // SAFETY: TIOCSWINSZ reads a winsize.
     unsafe { sys::ioctl(terminal, TIOCSWINSZ, &mut size) }.map(drop)
 }
@@ -67,20 +59,10 @@ fn pair(within: impl AsFd, path: &str) -> sys::Result<(OwnedFd, OwnedFd)> {
 fn bind_console(root: &OwnedFd, slave: &OwnedFd) -> sys::Result<()> {
     let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let folder = mounts::folder_in_root(root, "dev")?;
-    let console = match fs::openat(
-        &folder,
-        "console",
-        OFlags::PATH | OFlags::NOFOLLOW,
-        0.into(),
-    ) {
+    let console = match fs::openat(&folder, "console", OFlags::PATH | OFlags::NOFOLLOW, 0.into()) {
         Err(Errno::NOENT) => {
             fs::openat(&folder, "console", flags, 0o600.into())?;
-            fs::openat(
-                &folder,
-                "console",
-                OFlags::PATH | OFlags::NOFOLLOW,
-                0.into(),
-            )?
+            fs::openat(&folder, "console", OFlags::PATH | OFlags::NOFOLLOW, 0.into())?
         }
         result => result?,
     };

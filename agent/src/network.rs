@@ -1,0 +1,227 @@
+//! The guest's network: the slots as they are at boot, and the `network` request.
+//!
+//! Containers must see no interface that they were not given. So there are three network
+//! namespaces, made before the template is saved: one with a loopback only, in which the agent
+//! stays if no network is asked for; one with slot 0 as well, the usual case; and the kernel's
+//! first, in which the other slots wait.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use cloche_agent::errno;
+use cloche_agent::messages::{Failure, Interface, Network, Route};
+use cloche_agent::netlink::{self, Link};
+use linux_raw_sys::general as raw;
+use linux_raw_sys::ioctl::{SIOCGIFHWADDR, SIOCGIFINDEX};
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use crate::fail::{Outcome, Step};
+use crate::files;
+use crate::sys::{self, Result};
+
+const NEWNET: u64 = raw::CLONE_NEWNET as u64;
+const LOOPBACK: u32 = 1;
+/// The host gives its network devices this MAC until the real one is known; the slot follows.
+const SLOT_MAC: [u8; 5] = [0x52, 0x54, 0x00, 0xc1, 0x0c];
+
+/// Network devices and the namespaces that they are in.
+pub struct Slots {
+    /// Index of each slot's device in the kernel's first namespace.
+    devices: Vec<u32>,
+    /// An rtnetlink socket of the kernel's first namespace.
+    first: OwnedFd,
+    /// The namespace with slot 0, and its index there.
+    connected: OwnedFd,
+    slot0: Option<u32>,
+}
+
+/// struct ifreq: a name, then a union of which this uses the first bytes.
+#[repr(C)]
+struct Request {
+    name: [u8; 16],
+    value: [u8; 24],
+}
+
+impl Slots {
+    /// Finds the network devices and makes the namespaces; the agent ends in the empty one.
+    pub fn prepare() -> Result<Slots> {
+        let first = open_netlink()?;
+        let devices = find_devices()?;
+        for (slot, index) in devices.iter().enumerate() {
+            // Out of the way of the names that containers want.
+            let name = format!("slot{slot}");
+            change(&first, &Link { index: *index, name: Some(&name), ..Link::default() })?;
+        }
+        let connected = new_namespace()?;
+        let mut slot0 = None;
+        if let Some(index) = devices.first() {
+            move_device(&first, *index, &connected)?;
+            slot0 = Some(index_of("slot0")?);
+        }
+        new_namespace()?;
+        Ok(Slots { devices, first, connected, slot0 })
+    }
+
+    /// Sets the network up as asked; what is created from now on lives in it.
+    pub fn set_up(&mut self, plan: &Network) -> Outcome<()> {
+        if plan.interfaces.is_empty() {
+            return Ok(());
+        }
+        sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
+        let socket = open_netlink().step("network", "netlink")?;
+        let mut named: Vec<(&str, u32)> = Vec::from([("lo", LOOPBACK)]);
+        for interface in &plan.interfaces {
+            let index = self.device(interface.slot).step("interface", interface.name)?;
+            configure(&socket, index, interface)?;
+            named.push((interface.name, index));
+        }
+        for route in &plan.routes {
+            add_route(&socket, &named, route)?;
+        }
+        Ok(())
+    }
+
+    /// Index of a slot's device, which is brought into the agent's namespace.
+    fn device(&mut self, slot: u32) -> Result<u32> {
+        let index = *self.devices.get(slot as usize).ok_or(Errno::NODEV)?;
+        if slot == 0 {
+            return self.slot0.ok_or(Errno::NODEV);
+        }
+        let name = format!("slot{slot}");
+        if let Ok(here) = index_of(&name) {
+            return Ok(here);
+        }
+        move_device(&self.first, index, &self.connected)?;
+        index_of(&name)
+    }
+}
+
+/// Enters a new network namespace with its loopback up, and returns it.
+fn new_namespace() -> Result<OwnedFd> {
+    sys::unshare(NEWNET)?;
+    change(&open_netlink()?, &Link { index: LOOPBACK, up: true, ..Link::default() })?;
+    files::open("/proc/self/ns/net", OFlags::RDONLY)
+}
+
+fn move_device(socket: &OwnedFd, index: u32, namespace: &OwnedFd) -> Result<()> {
+    let namespace = Some(namespace.as_raw_fd());
+    change(socket, &Link { index, namespace, ..Link::default() })
+}
+
+/// Indexes of the network devices by slot: told by their MAC, else in the order in which the
+/// kernel found them.
+fn find_devices() -> Result<Vec<u32>> {
+    let folder = files::open("/sys/class/net", OFlags::RDONLY | OFlags::DIRECTORY)?;
+    let mut found = Vec::new();
+    for name in files::names(&folder)? {
+        let name = String::from_utf8_lossy(&name).into_owned();
+        if name == "lo" {
+            continue;
+        }
+        let index = index_of(&name)?;
+        let mac = query(&name, SIOCGIFHWADDR)?;
+        // struct sockaddr: two bytes of family, then the address.
+        let slot = mac[2..7].eq(&SLOT_MAC).then_some(mac[7]);
+        found.push((slot.unwrap_or(u8::MAX), index));
+    }
+    found.sort_unstable();
+    Ok(found.into_iter().map(|(_, index)| index).collect())
+}
+
+fn index_of(name: &str) -> Result<u32> {
+    let [a, b, c, d, ..] = query(name, SIOCGIFINDEX)?;
+    Ok(u32::from_ne_bytes([a, b, c, d]))
+}
+
+fn query(name: &str, request: u32) -> Result<[u8; 24]> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?;
+    let mut value = Request { name: [0; 16], value: [0; 24] };
+    let length = name.len().min(15);
+    value.name[..length].copy_from_slice(&name.as_bytes()[..length]);
+    // SAFETY: both requests take an ifreq, which they complete.
+    unsafe { sys::ioctl(&socket, request, &mut value) }?;
+    Ok(value.value)
+}
+
+/// NETLINK_ROUTE is protocol 0, the default.
+fn open_netlink() -> Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
+}
+
+fn change(socket: &OwnedFd, link: &Link) -> Result<()> {
+    ask(socket, &link.request())
+}
+
+/// Sends one request and waits for its acknowledgement, which the kernel gives at once.
+fn ask(socket: &OwnedFd, request: &[u8]) -> Result<()> {
+    net::send(socket, request, SendFlags::empty())?;
+    let mut answer = [0u8; 1024];
+    loop {
+        let (size, _) = net::recv(socket, &mut answer, RecvFlags::empty())?;
+        match netlink::acknowledged(&answer[..size]) {
+            Some(0) => return Ok(()),
+            Some(error) => return Err(Errno::from_raw_os_error(error)),
+            None => {}
+        }
+    }
+}
+
+fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
+    let is_v6 = |address: &&str| address.contains(':');
+    let link = Link {
+        index,
+        name: Some(plan.name),
+        mac: plan.mac,
+        mtu: Some(plan.mtu),
+        up: plan.up,
+        no_own_addresses: !plan.addresses.iter().any(|(address, ..)| is_v6(address)),
+        namespace: None,
+    };
+    change(socket, &link).step("interface", plan.name)?;
+    for (address, prefix, broadcast) in &plan.addresses {
+        let local = parse(address)?;
+        let broadcast = optional(*broadcast)?;
+        let request = netlink::add_address(index, local, *prefix, broadcast);
+        ask(socket, &request).step("address", address)?;
+    }
+    for (address, mac) in &plan.neighbours {
+        let request = netlink::add_neighbour(index, parse(address)?, *mac);
+        ask(socket, &request).step("neighbour", address)?;
+    }
+    Ok(())
+}
+
+fn add_route(socket: &OwnedFd, named: &[(&str, u32)], plan: &Route) -> Outcome<()> {
+    let object = plan.destination.unwrap_or("default");
+    let found = named.iter().find(|(name, _)| *name == plan.interface);
+    let index = found.ok_or(Errno::NODEV).step("route", plan.interface)?.1;
+    let route = netlink::Route {
+        index,
+        destination: optional(plan.destination)?,
+        prefix: plan.prefix,
+        gateway: optional(plan.gateway)?,
+        source: optional(plan.source)?,
+        metric: plan.metric,
+        scope: plan.scope,
+        onlink: plan.onlink,
+    };
+    ask(socket, &route.request()).step("route", object)
+}
+
+fn optional(text: Option<&str>) -> Outcome<Option<IpAddr>> {
+    text.map(parse).transpose()
+}
+
+pub fn parse(text: &str) -> Outcome<IpAddr> {
+    text.parse().map_err(|_| {
+        let message = format!("{text:?} is not an IP address");
+        Failure::worded("network", text, errno::EINVAL, message)
+    })
+}
