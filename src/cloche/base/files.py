@@ -5,6 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write *data* to a new file beside *path* and rename it there."""
@@ -27,3 +31,16 @@ def read_text(path: str) -> str | None:
             return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextlib.contextmanager
+def short_path(path: str) -> Iterator[str]:
+    """*path* in a form that fits a socket's address, which holds 107 bytes (unix(7)).
+
+    Engines give roots far longer than that.
+    """
+    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)

@@ -7,6 +7,7 @@ import json
 import os
 
 from cloche.base.errors import ClocheError, StateError
+from cloche.base.files import short_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ class Client:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         self._buffer = b""
         try:
-            self._socket.connect(os.path.join(state.directory, "control.sock"))
+            with short_path(os.path.join(state.directory, "control.sock")) as path:
+                self._socket.connect(path)
         except OSError:
             self._socket.close()
             raise StateError(

@@ -15,6 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError
+from cloche.base.files import short_path
 from cloche.base.loop import READ, Future
 from cloche.heart.operations import OPERATIONS
 
@@ -34,7 +35,8 @@ class ControlServer:
         self.connections: set[Connection] = set()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         # Bound under another name first: a socket that can be seen can be connected to.
-        self._listener.bind(path + ".new")
+        with short_path(path + ".new") as short:
+            self._listener.bind(short)
         self._listener.listen(128)
         os.rename(path + ".new", path)
         sandbox.loop.watch(self._listener.fileno(), READ, self._accept)

@@ -13,6 +13,7 @@ import struct
 import termios
 
 from cloche.base.errors import ClocheError
+from cloche.base.files import short_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,11 +68,12 @@ def open_console(console_socket: str, size: tuple[int, int]) -> int:
     if size[0] and size[1]:
         set_window_size(slave, *size)
     name = os.ttyname(slave).encode()
-    with_socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
-        with_socket.connect(console_socket)
+        with short_path(console_socket) as path:
+            channel.connect(path)
         rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [master]).tobytes())
-        with_socket.sendmsg([name], [rights])
+        channel.sendmsg([name], [rights])
     except OSError as error:
         os.close(slave)
         raise ClocheError(
@@ -79,7 +81,7 @@ def open_console(console_socket: str, size: tuple[int, int]) -> int:
             hint="the engine must listen on it before it calls create or exec",
         ) from None
     finally:
-        with_socket.close()
+        channel.close()
         os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     return slave

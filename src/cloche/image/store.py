@@ -15,8 +15,6 @@ import fcntl
 import json
 import os
 import re
-import secrets
-import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError, NotFoundError, StateError
@@ -217,7 +215,7 @@ def _is_still(path: Path, fd: int) -> bool:
 def workspace(images: Store) -> Iterator[Path]:
     """A locked folder that is gone afterwards, whatever happens; `sweep` removes it if we die."""
     while True:
-        folder = images.work / secrets.token_hex(8)
+        folder = images.work / _random_name()
         folder.mkdir(mode=0o700)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -230,7 +228,7 @@ def workspace(images: Store) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_tree(folder)
         os.close(fd)
 
 
@@ -238,7 +236,7 @@ def sweep(images: Store) -> None:
     """Remove what processes that died while unpacking have left."""
     for name in _names(images.work):
         with contextlib.suppress(OSError), _exclusive(images.work / name):
-            shutil.rmtree(images.work / name)
+            _remove_tree(images.work / name)
 
 
 @contextlib.contextmanager
@@ -324,9 +322,9 @@ def _discard(images: Store, digest: str) -> bool:
     folder = images.folder(digest)
     try:
         with _exclusive(folder):
-            doomed = images.work / secrets.token_hex(8)
+            doomed = images.work / _random_name()
             folder.rename(doomed)  # gone at once for everyone else, and for good if we die now
-            shutil.rmtree(doomed, ignore_errors=True)
+            _remove_tree(doomed)
     except BlockingIOError:
         return False
     except FileNotFoundError:
@@ -361,6 +359,16 @@ def _is_current(key: str, record: dict[str, str]) -> bool:
         return cache_key(source) == key
     except OSError:
         return False
+
+
+def _random_name() -> str:
+    return os.urandom(8).hex()
+
+
+def _remove_tree(folder: Path) -> None:
+    from shutil import rmtree  # 5 ms of imports (compressors) that finding an image saves
+
+    rmtree(folder, ignore_errors=True)
 
 
 def _names(folder: Path) -> list[str]:
