@@ -10,3 +10,6 @@ pub mod messages;
 pub mod msgpack;
 pub mod netlink;
 pub mod program;
+
+#[cfg(test)]
+mod vectors;

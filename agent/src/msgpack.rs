@@ -20,6 +20,11 @@ impl<'a> Reader<'a> {
         self.bytes.is_empty()
     }
 
+    /// The byte that tells what the next value is.
+    pub fn peek(&self) -> Option<u8> {
+        self.bytes.first().copied()
+    }
+
     fn byte(&mut self) -> Result<u8, Malformed> {
         let (&first, rest) = self.bytes.split_first().ok_or(Malformed("more bytes"))?;
         self.bytes = rest;
