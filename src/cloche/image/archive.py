@@ -41,10 +41,17 @@ def prepare(source: Source, work: Path, report: Callable[[str], None]) -> str:
             raise _damaged(source, error.output) from error
     else:
         plain.symlink_to(source.path)
-    kind = _kind(source, plain)
-    if kind == "oci-archive":
+    members = _members(source, plain)
+    if "manifest.json" in members:  # also where it is both, as Docker ≥ 25 writes it
+        return f"docker-archive:{PLAIN_NAME}{_docker_choice(source, plain, members)}"
+    if {"oci-layout", "index.json"} <= set(members):
         return f"oci-archive:{PLAIN_NAME}{f':{source.tag}' if source.tag else ''}"
-    return f"docker-archive:{PLAIN_NAME}{_docker_choice(source, plain)}"
+    held = ", ".join(sorted({name.split("/")[0] for name in members})[:6]) or "nothing"
+    raise ConfigError(
+        f"image {source.text}: a tar file, but no image: looked for manifest.json (docker "
+        f"archive) and for oci-layout with index.json (OCI archive), found {held}",
+        hint="unpack a root file system into a folder and name that: tar -C DIR -xf FILE",
+    )
 
 
 def _compression(path: Path) -> str:
@@ -60,11 +67,11 @@ def _damaged(source: Source, cause: str) -> ConfigError:
     )
 
 
-def _kind(source: Source, plain: Path) -> str:
-    """docker-archive or oci-archive; one that is both (Docker ≥ 25) is read as the former."""
+def _members(source: Source, plain: Path) -> dict[str, tarfile.TarInfo]:
+    """What the tar file holds, by name."""
     try:
         with tarfile.open(plain, "r:") as archive:
-            names = {member.name.removeprefix("./") for member in archive}
+            return {member.name.removeprefix("./"): member for member in archive}
     except tarfile.ReadError as error:
         if _looks_like_tar(plain):
             raise _damaged(source, str(error)) from error
@@ -73,16 +80,6 @@ def _kind(source: Source, plain: Path) -> str:
             "uncompressed)",
             hint="make one with: docker save -o image.tar NAME",
         ) from error
-    if "manifest.json" in names:
-        return "docker-archive"
-    if {"oci-layout", "index.json"} <= names:
-        return "oci-archive"
-    held = ", ".join(sorted({name.split("/")[0] for name in names})[:6]) or "nothing"
-    raise ConfigError(
-        f"image {source.text}: a tar file, but no image: looked for manifest.json (docker "
-        f"archive) and for oci-layout with index.json (OCI archive), found {held}",
-        hint="unpack a root file system into a folder and name that: tar -C DIR -xf FILE",
-    )
 
 
 def _looks_like_tar(plain: Path) -> bool:
@@ -90,14 +87,14 @@ def _looks_like_tar(plain: Path) -> bool:
         return file.read(512)[257:262] == b"ustar"
 
 
-def _docker_choice(source: Source, plain: Path) -> str:
+def _docker_choice(source: Source, plain: Path, members: dict[str, tarfile.TarInfo]) -> str:
     """What chooses the image in a docker archive: ":@INDEX", or "" where there is but one."""
     try:
         with tarfile.open(plain, "r:") as archive:
-            file = archive.extractfile("manifest.json") or archive.extractfile("./manifest.json")
+            file = archive.extractfile(members["manifest.json"])
             entries: Any = json.loads(file.read(_INDEX_LIMIT) if file else b"")
         tags = [list(entry.get("RepoTags") or []) for entry in entries]
-    except (KeyError, ValueError, AttributeError, TypeError, tarfile.ReadError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, tarfile.ReadError) as error:
         raise _damaged(source, f"manifest.json: {error}") from error
     wanted = source.tag
     if not wanted:

@@ -53,19 +53,22 @@ class Store:
         """Where the image with *digest* is kept."""
         return self.images / digest.removeprefix("sha256:")
 
+    def manifest(self, digest: str) -> Manifest | None:
+        """What is known about the stored image, or None where it is missing or not whole."""
+        folder = self.folder(digest)
+        try:
+            manifest = read_manifest(read_text(str(folder / "manifest.json")) or "")
+            whole = (folder / IMAGE_NAME).stat().st_size == manifest.size
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            return None
+        return manifest if whole else None
+
     def load(self, digest: str, source: str) -> Image | None:
         """The stored image, or None where it is missing or not whole."""
-        folder = self.folder(digest)
-        text = read_text(str(folder / "manifest.json"))
-        if text is None:
+        manifest = self.manifest(digest)
+        if manifest is None:
             return None
-        try:
-            manifest = read_manifest(text)
-            if (folder / IMAGE_NAME).stat().st_size != manifest.size:
-                return None
-        except (ValueError, KeyError, TypeError, OSError):
-            return None
-        erofs = folder / IMAGE_NAME
+        erofs = self.folder(digest) / IMAGE_NAME
         return Image(digest, erofs, None, manifest.config, source, manifest.accounts)
 
     def find(self, key: str, source: str) -> Image | None:
@@ -150,26 +153,29 @@ def resolve(
     again. Raises ClocheError (what cannot be used, reached, unpacked); nothing is left behind
     then.
     """
-    source = classify(reference)
-    if source.kind is Kind.ROOTFS:
-        accounts = read_accounts(source.path)
-        config = ImageConfig(cmd=ROOTFS_CMD)
-        return Image("", None, source.path, config, reference, accounts)
-    images, key = Store(store), cache_key(source)
-    # The images of another engine change under their name, without a sign that can be seen here.
-    fresh = refresh or source.kind is Kind.DAEMON
-    if not fresh and (found := images.find(key, reference)):
-        return found
+    images = Store(store)
     try:
-        images.prepare()
-        with locked(images.locks / key, report):
-            if not fresh and (found := images.find(key, reference)):
-                return found
-            return _unpack(source, images, key, report)
+        return _resolve(classify(reference), images, report, refresh)
     except OSError as error:
         from cloche.image.tools import explain_os_error
 
         raise explain_os_error(f"image {reference}", images.images, error) from error
+
+
+def _resolve(source: Source, images: Store, report: Callable[[str], None], refresh: bool) -> Image:
+    if source.kind is Kind.ROOTFS:
+        config, accounts = ImageConfig(cmd=ROOTFS_CMD), read_accounts(source.path)
+        return Image("", None, source.path, config, source.text, accounts)
+    key = cache_key(source)
+    # The images of another engine change under their name, without a sign that can be seen here.
+    fresh = refresh or source.kind is Kind.DAEMON
+    if not fresh and (found := images.find(key, source.text)):
+        return found
+    images.prepare()
+    with locked(images.locks / key, report):
+        if not fresh and (found := images.find(key, source.text)):
+            return found
+        return _unpack(source, images, key, report)
 
 
 def _unpack(source: Source, images: Store, key: str, report: Callable[[str], None]) -> Image:
@@ -237,12 +243,15 @@ def sweep(images: Store) -> None:
     for name in _names(images.work):
         with contextlib.suppress(OSError), _exclusive(images.work / name):
             _remove_tree(images.work / name)
+    for name in _names(images.locks):
+        with contextlib.suppress(OSError), _exclusive(images.locks / name):
+            (images.locks / name).unlink()  # who opened it meanwhile will see that (_is_still)
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Lock *folder*, BlockingIOError if someone else has it."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _exclusive(path: Path) -> Iterator[None]:
+    """Lock a folder or file, BlockingIOError if someone else has it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -282,11 +291,9 @@ def list_images(store: Path) -> list[StoredImage]:
         names.setdefault(record["digest"], []).append(record["source"])
     found = []
     for digest in images.digests():
-        if image := images.load(digest, ""):
-            manifest = read_manifest((images.folder(digest) / "manifest.json").read_text())
-            size = image.erofs.stat().st_size if image.erofs else 0
+        if manifest := images.manifest(digest):
             sources = tuple(sorted(set(names.get(digest, []))))
-            found.append(StoredImage(digest, size, manifest.created, sources))
+            found.append(StoredImage(digest, manifest.size, manifest.created, sources))
     return sorted(found, key=lambda entry: entry.created, reverse=True)
 
 
@@ -298,9 +305,7 @@ def remove_image(store: Path, name: str) -> str:
     images = Store(store)
     digest = _digest_of(images, name)
     if not _discard(images, digest):
-        raise StateError(
-            f"image {name}: in use by a container", hint="end the container first: cloche ps"
-        )
+        raise StateError(f"image {name}: in use by a container", hint="end the container first")
     return digest
 
 
@@ -309,7 +314,10 @@ def _digest_of(images: Store, name: str) -> str:
     start = "sha256:" + name.removeprefix("sha256:")
     found = named or {digest for digest in images.digests() if name and digest.startswith(start)}
     if not found:
-        raise NotFoundError(f"image {name!r}: not in the store", hint="list them: cloche images")
+        raise NotFoundError(
+            f"image {name!r}: not in the store",
+            hint=f"{len(images.digests())} images are kept in {images.images}",
+        )
     if len(found) > 1:
         raise ClocheError(
             f"image {name!r}: fits {len(found)} stored images", hint="give more of the digest"

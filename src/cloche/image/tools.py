@@ -62,27 +62,27 @@ class ToolError(ClocheError):
         self.output = output
 
 
-def no_space(step: str, folder: Path) -> NoSpaceError:
-    """The error for a full disk; *folder* is where room is needed."""
+def no_space(step: str, images: Path) -> NoSpaceError:
+    """The error for a full disk; *images* is the store's folder."""
     return NoSpaceError(
-        f"{step}: no space left on the file system of {folder}",
-        hint="free some space there (unpacking needs about three times the image's size) "
-        "or remove stored images",
+        f"{step}: no space left on the file system of {images}",
+        hint="free some space there (unpacking needs about three times the image's size); "
+        "images in that folder may be deleted at any time",
     )
 
 
-def explain_os_error(step: str, folder: Path, error: OSError) -> ClocheError:
-    """*error*, met while doing *step* below *folder*, as a message for the user."""
+def explain_os_error(step: str, images: Path, error: OSError) -> ClocheError:
+    """*error*, met while doing *step* in the store's folder, as a message for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return no_space(step, folder)
+        return no_space(step, images)
     hint = "run as root" if error.errno in (errno.EPERM, errno.EACCES) else ""
-    return ClocheError(f"{step}: {error.filename or folder}: {error.strerror}", hint=hint)
+    return ClocheError(f"{step}: {error.filename or images}: {error.strerror or error}", hint=hint)
 
 
 def run(
     step: str, argv: Sequence[str], folder: Path, *, environment: dict[str, str] | None = None
 ) -> str:
-    """Run *argv* in *folder* and return its output; Ctrl-C ends it and is passed on.
+    """Run *argv* in the work folder *folder* and return its output; Ctrl-C ends it.
 
     Temporary files go into *folder* as well. *step* words the errors: ClocheError for a missing
     program, NoSpaceError, ToolError.
@@ -95,6 +95,7 @@ def run(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
+            close_fds=False,  # the one inheritable descriptor is the lock on its work folder
         )
     except FileNotFoundError:
         raise missing(step, argv[0]) from None
@@ -134,7 +135,7 @@ def _failure(
 ) -> ClocheError:
     text = done.stderr.decode(errors="replace").strip()
     if any(sign in text.lower() for sign in _FULL):
-        return no_space(step, folder.parent)  # the folder itself is about to be removed
+        return no_space(step, folder.parents[1])  # images/work/<this one>, which will be removed
     if done.returncode < 0:
         text = f"killed by signal {-done.returncode}"
     cause = _last_message(text) or f"exit status {done.returncode}"

@@ -147,7 +147,7 @@ def _choose_tag(source: Source) -> ConfigError:
     names = [
         str(entry["annotations"]["org.opencontainers.image.ref.name"])
         for entry in index["manifests"]
-        if "org.opencontainers.image.ref.name" in entry.get("annotations", {})
+        if "org.opencontainers.image.ref.name" in (entry.get("annotations") or {})
     ]
     cause = f"the layout has no image {source.tag!r}" if source.tag else "several images"
     return ConfigError(

@@ -120,9 +120,11 @@ print(resolve(sys.argv[1], Path(sys.argv[2]), report).digest)
 """
 
 
-def start(*argv: object) -> subprocess.Popen[str]:
+def start(*argv: object, user: int | None = None) -> subprocess.Popen[str]:
+    """`resolve` in a process of its own: reference, store, report at which it kills itself."""
     words = [sys.executable, "-c", RESOLVE, *(str(word) for word in argv)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, user=user)
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -18,6 +20,7 @@ from .support import (
     Resolve,
     copy_of,
     leftovers,
+    make,
     run,
     start,
     tmpfs,
@@ -162,3 +165,28 @@ def test_interrupt_leaves_nothing(archive: Path, store: Path) -> None:
         resolve(str(archive), store, interrupt)
     assert leftovers(store) == []
     assert list_images(store) == []
+
+
+def test_another_engine_that_does_not_run(
+    get: Resolve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/no.sock")
+    with pytest.raises(ClocheError, match="docker-daemon:busybox:latest") as caught:
+        get("docker-daemon:busybox:latest")
+    assert caught.value.hint == "is dockerd running?"
+
+
+def test_unpacking_without_root(archive: Path) -> None:
+    """What is unpacked would not keep its owners; root's store cannot even be read."""
+    with TemporaryDirectory() as name:  # pytest's own folders are closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        file = shutil.copy(archive, folder / "x.tar")
+        store = make(folder / "store")
+        os.chown(store, 65534, 65534)
+        errors = start(file, store, user=65534).communicate(timeout=60)[1]
+        assert "only root may set (run as root, or name an unpacked root file system)" in errors
+        os.chown(store, 0, 0)
+        store.chmod(0o700)
+        errors = start(file, store, user=65534).communicate(timeout=60)[1]
+        assert "Permission denied (run as root)" in errors

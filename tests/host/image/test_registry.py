@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
 from cloche.base.errors import ClocheError
-from cloche.image.store import list_images
+from cloche.image.store import list_images, prune
 
-from .support import Resolve, copy_of, leftovers, run
+from .support import Resolve, copy_of, leftovers, run, start
 
 MEDIA_TYPES = {
     "manifests": "application/vnd.oci.image.manifest.v1+json",
@@ -24,14 +26,17 @@ MEDIA_TYPES = {
 class Registry(ThreadingHTTPServer):
     """The reading half of the distribution protocol, for repository "demo/busybox".
 
-    *damage* flips a bit in everything that is large, *private* asks for a password.
+    *damage* flips a bit in everything that is large, *private* asks for a password, *delay* is
+    waited for before each answer; *arrived* is set by a request.
     """
 
     damage = False
     private = False
+    delay: Event | None = None
 
     def __init__(self, layout: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.arrived = Event()
         self.layout = layout
         self.requests: list[str] = []
 
@@ -57,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append(self.path)
+        self.server.arrived.set()
+        if self.server.delay:
+            self.server.delay.wait(60)
         if self.server.private:
             return self._answer(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}')
         if self.path == "/v2/":
@@ -149,3 +157,21 @@ def test_a_registry_that_is_not_there(get: Resolve, registry: Registry) -> None:
     with pytest.raises(ClocheError, match="connection refused") as caught:
         get("127.0.0.1:1/demo/busybox:latest")
     assert "cannot be reached" in caught.value.hint
+
+
+def test_what_a_dead_process_started_keeps_its_folder(registry: Registry, store: Path) -> None:
+    """skopeo outlives cloche for a moment: nobody may take the folder away below it."""
+    registry.delay = Event()
+    process = start(f"{registry.host}/demo/busybox:latest", store)
+    assert registry.arrived.wait(60)
+    process.kill()
+    process.wait()
+    [name] = os.listdir(store / "images/work")
+    fd = os.open(store / "images/work" / name, os.O_RDONLY)
+    prune(store)
+    assert os.listdir(store / "images/work") == [name]
+    registry.delay.set()
+    fcntl.flock(fd, fcntl.LOCK_EX)  # until skopeo has ended
+    os.close(fd)
+    prune(store)
+    assert leftovers(store) == []

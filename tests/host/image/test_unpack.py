@@ -222,3 +222,12 @@ def test_index_with_several_architectures(get: Resolve, layout: Path, tmp_path: 
     mine = entry | {"platform": {"os": "linux", "architecture": ours}}
     write_index(folder, {"schemaVersion": 2, "manifests": [other, mine]})
     assert get(folder).digest == entry["digest"]
+
+
+@pytest.mark.parametrize("kind", ["docker-archive", "oci-archive"])
+def test_archives_packed_by_hand(get: Resolve, layout: Path, tmp_path: Path, kind: str) -> None:
+    """tar -C DIR . puts "./" before every name, and folders in between."""
+    run("skopeo", "copy", f"oci:{layout}:latest", f"{kind}:{tmp_path}/plain.tar")
+    run("tar", "-xf", tmp_path / "plain.tar", "-C", make(tmp_path / "content"))
+    run("tar", "-cf", tmp_path / "again.tar", "-C", tmp_path / "content", ".")
+    assert get(tmp_path / "again.tar").config.cmd == ("sh",)
