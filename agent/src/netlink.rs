@@ -18,8 +18,9 @@ const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
 const NUD_PERMANENT: u16 = 0x80;
-/// No addresses but those that are asked for (IN6_ADDR_GEN_MODE_NONE).
-const NO_OWN_ADDRESSES: u8 = 1;
+/// IN6_ADDR_GEN_MODE_EUI64 and _NONE.
+const FROM_MAC: u8 = 0;
+const NONE: u8 = 1;
 const NESTED: u16 = 1 << 15;
 
 /// One request. Every one asks for an acknowledgement.
@@ -71,8 +72,8 @@ pub struct Link<'a> {
     pub mac: Option<[u8; 6]>,
     pub mtu: Option<u32>,
     pub up: bool,
-    /// Keeps the kernel from giving it an IPv6 address of its own making.
-    pub no_own_addresses: bool,
+    /// Whether the kernel gives it an IPv6 address of its own making (fe80::…) once it is up.
+    pub own_addresses: Option<bool>,
     /// Descriptor of the network namespace to which it moves.
     pub namespace: Option<i32>,
 }
@@ -98,13 +99,14 @@ impl Link<'_> {
         if let Some(name) = self.name {
             message = message.attribute(IFLA_IFNAME, &[name.as_bytes(), b"\0"].concat());
         }
-        if self.no_own_addresses {
+        if let Some(own) = self.own_addresses {
             // IFLA_AF_SPEC { AF_INET6 { IFLA_INET6_ADDR_GEN_MODE } }, each length with its header.
             let mut specification = Vec::new();
             for word in [12, u16::from(AF_INET6) | NESTED, 5, IFLA_INET6_ADDR_GEN_MODE] {
                 specification.extend_from_slice(&word.to_ne_bytes());
             }
-            specification.extend_from_slice(&[NO_OWN_ADDRESSES, 0, 0, 0]);
+            let mode = if own { FROM_MAC } else { NONE };
+            specification.extend_from_slice(&[mode, 0, 0, 0]);
             message = message.attribute(IFLA_AF_SPEC | u32::from(NESTED), &specification);
         }
         message.finish()

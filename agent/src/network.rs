@@ -61,7 +61,7 @@ impl Slots {
         let mut slot0 = None;
         if let Some(index) = devices.first() {
             move_device(&first, *index, &connected)?;
-            slot0 = Some(index_of("slot0")?);
+            slot0 = Some(settle("slot0")?);
         }
         new_namespace()?;
         Ok(Slots { devices, first, connected, slot0 })
@@ -97,7 +97,7 @@ impl Slots {
             return Ok(here);
         }
         move_device(&self.first, index, &self.connected)?;
-        index_of(&name)
+        settle(&name)
     }
 }
 
@@ -111,6 +111,18 @@ fn new_namespace() -> Result<OwnedFd> {
 fn move_device(socket: &OwnedFd, index: u32, namespace: &OwnedFd) -> Result<()> {
     let namespace = Some(namespace.as_raw_fd());
     change(socket, &Link { index, namespace, ..Link::default() })
+}
+
+/// Index of a device that has just come into this namespace, and is now as it should be there:
+/// without addresses that nobody asked for. (The kernel decides that when it comes up.)
+fn settle(name: &str) -> Result<u32> {
+    let index = index_of(name)?;
+    let quiet = Link { index, own_addresses: Some(false), ..Link::default() };
+    match change(&open_netlink()?, &quiet) {
+        // A kernel without IPv6.
+        Err(Errno::AFNOSUPPORT | Errno::OPNOTSUPP) => Ok(index),
+        result => result.map(|()| index),
+    }
 }
 
 /// Indexes of the network devices by slot: told by their MAC, else in the order in which the
@@ -174,15 +186,17 @@ fn ask(socket: &OwnedFd, request: &[u8]) -> Result<()> {
 }
 
 fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
-    let is_v6 = |address: &&str| address.contains(':');
+    if plan.addresses.iter().any(|(address, ..)| address.contains(':')) {
+        let own = Link { index, own_addresses: Some(true), ..Link::default() };
+        change(socket, &own).step("interface", plan.name)?;
+    }
     let link = Link {
         index,
         name: Some(plan.name),
         mac: plan.mac,
         mtu: Some(plan.mtu),
         up: plan.up,
-        no_own_addresses: !plan.addresses.iter().any(|(address, ..)| is_v6(address)),
-        namespace: None,
+        ..Link::default()
     };
     change(socket, &link).step("interface", plan.name)?;
     for (address, prefix, broadcast) in &plan.addresses {

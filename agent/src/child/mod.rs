@@ -104,6 +104,19 @@ fn prepare_exec(
     Ok((become_process(process)?, terminal))
 }
 
+/// Gives the streams that are not connected the container's /dev/null in place of the agent's, so
+/// that their names in /proc/self/fd mean something (as runc does).
+fn reopen_null(process: &Process) {
+    let streams = [process.stdin, process.stdout, process.stderr];
+    if process.terminal || !streams.contains(&0) {
+        return;
+    }
+    let Ok(null) = files::open("/dev/null", OFlags::RDWR) else { return };
+    for (number, _) in streams.iter().enumerate().filter(|(_, stream)| **stream == 0) {
+        let _ = sys::duplicate(&null, number as RawFd, 0);
+    }
+}
+
 /// Puts the wires where they belong and closes everything that was inherited.
 fn settle(wires: Wires, init: Option<&OwnedFd>) -> Outcome<()> {
     let settled = || -> sys::Result<()> {
@@ -142,6 +155,7 @@ fn terminal_of(process: &Process, root: Option<&OwnedFd>) -> Outcome<Option<Owne
 
 /// Everything that makes this process the one that was asked for, short of execve.
 fn become_process(process: &Process) -> Outcome<program::Program> {
+    reopen_null(process);
     let home = program::home_of(process);
     if !process.no_new_privs {
         // Without no_new_privs only a privileged process may install a filter (seccomp(2)).
