@@ -1,0 +1,79 @@
+# Every target can be repeated; what is there and current is left alone.
+# `make help` lists them.
+
+PREFIX ?= /opt/cloche
+BIN ?= /usr/local/bin
+VENV := .venv
+PY := $(VENV)/bin/python
+# Debian's python3, not one that happens to be first in PATH: users have this one.
+SYSTEM_PYTHON ?= /usr/bin/python3
+AGENT := agent/target/release/cloche-agent
+
+RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
+IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
+BUILD_PACKAGES := gcc libc6-dev libseccomp-dev python3-dev
+TEST_PACKAGES := docker.io containerd runc iptables procps cpio strace
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
+
+.PHONY: demo
+demo: install demo-docker-deps ## set everything up, run a container in its own VM, then through Docker
+	tools/demo $(BIN)/cloche
+
+.PHONY: install
+install: deps agent ## install cloche below PREFIX and its command into BIN, prepare the guest
+	tools/install $(SYSTEM_PYTHON) $(PREFIX) $(BIN)
+	$(BIN)/cloche setup
+
+.PHONY: uninstall
+uninstall: ## take the installation out again (data in /var/lib/cloche stays)
+	rm -rf $(PREFIX) $(BIN)/cloche
+
+.PHONY: deps
+deps: ## install what cloche needs to run and to be built
+	tools/packages $(RUN_PACKAGES) $(IMAGE_PACKAGES) $(BUILD_PACKAGES)
+	tools/cargo --install
+
+.PHONY: demo-docker-deps
+demo-docker-deps:
+	tools/packages docker.io
+
+.PHONY: agent
+agent: ## build the guest agent
+	cd agent && "$$(../tools/cargo)" build --release --locked
+	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
+	@test "$$(stat -c %s $(AGENT))" -le 1048576
+
+.PHONY: venv
+venv: deps
+	tools/venv $(SYSTEM_PYTHON) $(VENV)
+
+.PHONY: test-deps
+test-deps: venv agent
+	tools/packages $(TEST_PACKAGES)
+	$(VENV)/bin/cloche setup
+
+.PHONY: lint
+lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	cd agent && "$$(../tools/cargo)" fmt --check
+	cd agent && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
+
+.PHONY: test
+test: test-deps lint ## all tests: unit, host, VM, and engines against a real dockerd
+	cd agent && "$$(../tools/cargo)" test --locked
+	$(PY) -m pytest tests/unit tests/host tests/vm tests/engine
+
+.PHONY: test-kvm
+test-kvm: test-deps ## a core set of VM tests under real KVM, in an outer VM with emulated SVM
+	$(PY) -m pytest tests/kvm
+
+.PHONY: bench
+bench: test-deps ## start times and memory beside runc and runsc; writes docs/benchmarks.md
+	tools/packages runsc
+	$(PY) bench/start.py
