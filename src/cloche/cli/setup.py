@@ -97,7 +97,7 @@ def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report
     """Save the template of the default shape, unless it is there."""
     if not settings.template:
         return Row("template", "none", "switched off in the configuration: every VM boots cold")
-    report.step("Making the template")
+    report.step("Looking for a template of the default shape")
     template_maker.make_template(
         settings.templates,
         shape,
