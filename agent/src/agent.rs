@@ -119,7 +119,7 @@ impl Agent {
         while self.port.receive() {
             let mut decoder = core::mem::take(&mut self.port.decoder);
             loop {
-                match decoder.next() {
+                match decoder.next_frame() {
                     Ok(Some(frame)) => self.frame(&frame),
                     Ok(None) => break,
                     Err(wrong) => {

@@ -92,7 +92,7 @@ impl Decoder {
     }
 
     /// The next whole frame, if one has arrived.
-    pub fn next(&mut self) -> Result<Option<Frame<'_>>, NotAFrame> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, NotAFrame> {
         let bytes = &self.buffer[self.start..self.end];
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
             return Ok(None);
@@ -164,7 +164,7 @@ mod tests {
             let mut seen = Vec::new();
             for part in [&wire[..cut], &wire[cut..]] {
                 feed(&mut decoder, part);
-                while let Some(frame) = decoder.next().unwrap() {
+                while let Some(frame) = decoder.next_frame().unwrap() {
                     seen.push((frame.stream, frame.kind, frame.payload.to_vec()));
                 }
             }
@@ -189,7 +189,7 @@ mod tests {
         for header in bad {
             let mut decoder = Decoder::default();
             feed(&mut decoder, &header);
-            assert!(decoder.next().is_err(), "{header:?}");
+            assert!(decoder.next_frame().is_err(), "{header:?}");
         }
     }
 
@@ -200,9 +200,9 @@ mod tests {
         credit(&mut wire, 3, 65_536);
         for _ in 0..10_000 {
             feed(&mut decoder, &wire[..5]);
-            assert_eq!(decoder.next().unwrap(), None);
+            assert_eq!(decoder.next_frame().unwrap(), None);
             feed(&mut decoder, &wire[5..]);
-            assert_eq!(decoder.next().unwrap().unwrap().payload, 65_536u32.to_le_bytes());
+            assert_eq!(decoder.next_frame().unwrap().unwrap().payload, 65_536u32.to_le_bytes());
         }
         assert!(decoder.buffer.len() < 64);
     }

@@ -297,8 +297,10 @@ structures! {
 
 macro_rules! requests {
     ($($operation:literal $name:ident($type:ident),)*) => {
-        /// What the host asks for.
+        /// What the host asks for. There is one at a time, on the stack, and none is moved about:
+        /// that some are large costs nothing.
         #[derive(Debug, PartialEq, Eq)]
+        #[allow(clippy::large_enum_variant)]
         pub enum Request<'a> { $($name($type<'a>),)* }
 
         fn fields<'a>(operation: &str, reader: &mut Reader<'a>) -> Result<Request<'a>, NotARequest> {

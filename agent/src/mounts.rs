@@ -34,7 +34,7 @@ pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedF
 }
 
 /// The folder in which the last component of `path` is, made if need be, and that component.
-pub fn parent_in_root<'a>(root: impl AsFd, path: &'a str) -> Result<(OwnedFd, &'a str)> {
+pub fn parent_in_root(root: impl AsFd, path: &str) -> Result<(OwnedFd, &str)> {
     let path = path.trim_end_matches('/');
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     if matches!(name, "" | "." | "..") {

@@ -30,7 +30,7 @@ fn decode(bytes: &[u8], check: impl FnOnce(Result<Option<Frame>, frames::NotAFra
     let mut decoder = Decoder::default();
     decoder.space(bytes.len())[..bytes.len()].copy_from_slice(bytes);
     decoder.filled(bytes.len());
-    check(decoder.next());
+    check(decoder.next_frame());
 }
 
 /// The msgpack value at the front of `bytes`, whatever it is.
