@@ -242,6 +242,20 @@ def test_a_process_without_capabilities_has_none(tmp_path: Path) -> None:
     assert [process[name] for name in ("bounding", "effective", "ambient")] == [0, 0, 0]
 
 
+def test_capabilities_that_cannot_be_ambient_are_left_out_and_named(tmp_path: Path) -> None:
+    config = spec()
+    config["process"]["capabilities"] = {
+        "permitted": ["CAP_KILL", "CAP_CHOWN"],
+        "inheritable": ["CAP_KILL", "CAP_FOWNER"],
+        "ambient": ["CAP_CHOWN", "CAP_FOWNER", "CAP_KILL"],
+    }
+    plan, warnings = compiled(config, tmp_path)
+    assert plan["process"]["ambient"] == 1 << 5
+    (warning,) = warnings
+    assert warning.startswith("$.process.capabilities.ambient: left out")
+    assert '"CAP_CHOWN", "CAP_FOWNER"' in warning
+
+
 def test_unknown_capabilities_are_left_out_and_named(tmp_path: Path) -> None:
     config = spec()
     config["process"]["capabilities"] = {"bounding": ["CAP_KILL", "CAP_FLY"]}

@@ -185,10 +185,13 @@ def _devices(config: Config) -> tuple[list[dict[str, object]], list[str]]:
 
 def _capabilities(sets: Capabilities | None) -> dict[str, object]:
     """Masks by set; a process whose config names none has none, as with runc."""
-    return {
+    masks = {
         name: mask(getattr(sets, name))[0] if sets else 0
         for name in ("bounding", "effective", "inheritable", "permitted", "ambient")
     }
+    # The kernel raises no others (capabilities(7)); runc does not fail over them either.
+    masks["ambient"] &= masks["permitted"] & masks["inheritable"]
+    return {**masks}
 
 
 def _terminal_size(process: Process, given: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,4 +1,8 @@
-"""The config.json that ``cloche spec`` writes: runc's, field for field, at version 1.2.0."""
+"""The config.json that ``cloche spec`` writes: runc's at version 1.2.0.
+
+Field for field, but for the ambient capabilities of runc 1.1: none of them is inheritable, so the
+kernel raises none.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +53,7 @@ def _process() -> dict[str, object]:
         ],
         "cwd": "/",
         "capabilities": {
-            name: list(_CAPABILITIES) for name in ("bounding", "effective", "permitted", "ambient")
+            name: list(_CAPABILITIES) for name in ("bounding", "effective", "permitted")
         },
         "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
         "noNewPrivileges": True,

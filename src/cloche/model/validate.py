@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloche.model.capabilities import mask
+from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.devices import check_devices
 from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
@@ -16,7 +16,7 @@ from cloche.model.rlimits import RLIMITS
 from cloche.model.seccomp_profile import check_seccomp
 
 if TYPE_CHECKING:
-    from cloche.model.oci import Config, Hook, Mount, Process
+    from cloche.model.oci import Capabilities, Config, Hook, Mount, Process
     from cloche.model.oci_linux import Linux
 
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
@@ -248,7 +248,16 @@ def process_warnings(process: Process, path: str) -> list[str]:
     if unknown:
         names_text = ", ".join(quoted(name) for name in sorted(unknown))
         warnings.append(f"{path}.capabilities: unknown, left out: {names_text}")
+    if sets and (lost := [name for name in sets.ambient if not _can_be_ambient(name, sets)]):
+        warnings.append(
+            f"{path}.capabilities.ambient: left out, not both permitted and inheritable: "
+            f"{', '.join(quoted(name) for name in lost)}"
+        )
     return warnings
+
+
+def _can_be_ambient(name: str, sets: Capabilities) -> bool:
+    return name not in CAPABILITIES or (name in sets.permitted and name in sets.inheritable)
 
 
 def _mount_warnings(mount: Mount, path: str) -> list[str]:
