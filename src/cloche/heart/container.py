@@ -111,11 +111,12 @@ class Container:
 
     def _stdio(self) -> tuple[int, ...]:
         if not (self.config.process.terminal and self.request.console_socket):
-            # Copies, so that 0 to 2 can be /dev/null here: a closed one would be given anew.
-            return tuple(os.dup(fd) for fd in range(3))
+            return own_copies()
         size = self.config.process.console_size
         rows_columns = (size.height, size.width) if size else (0, 0)
         slave = open_console(self.request.console_socket, rows_columns)
+        for fd in own_copies():
+            os.close(fd)
         return slave, os.dup(slave)
 
     def _terminal_size(self) -> tuple[int, int] | None:
@@ -198,6 +199,19 @@ class Container:
         process = self.processes.pop(str(exec_id), None)
         if process is not None:
             process.on_exit(status)
+
+
+def own_copies() -> tuple[int, ...]:
+    """Our stdio under other numbers; 0 to 2 become /dev/null.
+
+    Engines wait for the end of `create`'s output, and a number that is closed is given anew.
+    """
+    copies = tuple(os.dup(fd) for fd in range(3))
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
+    return copies
 
 
 def _mount(

@@ -149,6 +149,9 @@ class Sandbox:
 
     def _serve(self, container: Container) -> None:
         watch_signals(self.loop, lambda number: self._on_signal(container, number))
+        if container.init.terminal:
+            # The engine may have set the size before anyone listened to SIGWINCH.
+            container.init.resize(*container.init.size)
         self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
 
     def _on_signal(self, container: Container, number: int) -> None:
