@@ -7,7 +7,7 @@ import os
 import select
 import signal
 
-from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.files import write_atomically
 from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
 from cloche.heart.client import Client
@@ -60,9 +60,11 @@ def execute(context: Context, args: list[str]) -> int:
     flags = EXEC.parse(args)
     if not flags.arguments:
         raise ConfigError("exec: a container's id is expected", hint=f"cloche {EXEC.usage}")
-    state = load_state(context.root, flags.arguments[0])
-    process = _process(flags, state)
     try:
+        state = load_state(context.root, flags.arguments[0])
+        if not state.is_alive():
+            raise StateError("cannot exec in a stopped container")
+        process = _process(flags, state)
         if flags.on("detach"):
             return _detached(flags, state, process)
         if process.get("terminal") and flags.text("console-socket"):
@@ -87,7 +89,7 @@ def _process(flags: Flags, state: State) -> dict[str, Any]:
             raise ConfigError(f"--process {path}: {error}") from None
         return process
     if len(flags.arguments) < 2:
-        raise ConfigError("exec: process args cannot be empty", hint=f"cloche {EXEC.usage}")
+        raise ConfigError("process args cannot be empty", hint=f"cloche {EXEC.usage}")
     with open(os.path.join(state.fields["bundle"], "config.json"), "rb") as file:
         process = dict(json.load(file)["process"])
     return _overlaid(process, flags)
@@ -113,7 +115,7 @@ def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
         user["additionalGids"] = [int(gid) for gid in flags.all("additional-gids")]
     for name in flags.all("cap"):
         sets = process.setdefault("capabilities", {})
-        for kind in ("bounding", "effective", "inheritable", "permitted", "ambient"):
+        for kind in ("bounding", "effective", "permitted"):
             sets[kind] = [*(sets.get(kind) or []), name]
     return process
 

@@ -43,24 +43,13 @@ def list_containers(context: Context, args: list[str]) -> int:
         for found in states:
             print(found.id)
         return 0
+    shown = [{**found.runc(), "owner": _owner(found.directory)} for found in states]
     if _format(flags.text("format", "table")) == "json":
-        print(json.dumps([found.runc() for found in states] or None))
+        print(json.dumps(shown or None))
         return 0
-    rows = [("ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER")]
-    for found in states:
-        shown = found.runc()
-        owner = _owner(found.directory)
-        rows.append(
-            (
-                found.id,
-                str(shown["pid"]),
-                shown["status"],
-                shown["bundle"],
-                shown["created"],
-                owner,
-            )
-        )
-    _print_table(rows)
+    columns = ("id", "pid", "status", "bundle", "created", "owner")
+    rows = [tuple(str(found[column]) for column in columns) for found in shown]
+    _print_table([tuple(column.upper() for column in columns), *rows], least=12)
     return 0
 
 
@@ -71,9 +60,10 @@ def processes(context: Context, args: list[str]) -> int:
         raise ConfigError("ps: a container's id is expected", hint=f"cloche {PS.usage}")
     from cloche.heart.client import ask
 
-    found = ask(load_state(context.root, flags.arguments[0]), "ps")
+    state = load_state(context.root, flags.arguments[0])
+    found = ask(state, "ps") if state.is_alive() else []
     if _format(flags.text("format", "table")) == "json":
-        print(json.dumps([process["pid"] for process in found]))
+        print(json.dumps([process["pid"] for process in found] or None))
         return 0
     rows = [("UID", "PID", "PPID", "TIME", "CMD")]
     for process in found:
@@ -103,7 +93,10 @@ def _owner(path: str) -> str:
     return "root" if uid == 0 else str(uid)
 
 
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+def _print_table(rows: Sequence[tuple[str, ...]], *, least: int = 0) -> None:
+    """Columns three spaces apart and at least *least* wide, as runc's; the last is not padded."""
+    widths = [max(least, *(len(row[column]) + 3 for row in rows)) for column in range(len(rows[0]))]
+    for *cells, last in rows:
+        print(
+            *(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)), last, sep=""
+        )

@@ -73,26 +73,31 @@ def kill(context: Context, args: list[str]) -> int:
     number = parse_signal(name)
     if number is None:
         raise ConfigError(f"kill: unknown signal {name!r}")
-    state = load_state(context.root, container_id)
-    if not state.is_alive():
-        if flags.on("all"):
-            return 0  # as runc: nothing is left that could be signalled
-        raise StateError("container not running")
-    ask(state, "kill", signal=number, all=flags.on("all"))
+    everything = flags.on("all")
+    if everything and not load_state(context.root, container_id).is_alive():
+        return 0  # as runc: nothing is left that could be signalled
+    ask(_running(context.root, container_id), "kill", signal=number, all=everything)
     return 0
+
+
+def _running(root: str, container_id: str) -> State:
+    state = load_state(root, container_id)
+    if not state.is_alive():
+        raise StateError("container not running")
+    return state
 
 
 def pause(context: Context, args: list[str]) -> int:
     """`cloche pause`."""
     _, container_id = PAUSE.one_id(args)
-    ask(load_state(context.root, container_id), "pause")
+    ask(_running(context.root, container_id), "pause")
     return 0
 
 
 def resume(context: Context, args: list[str]) -> int:
     """`cloche resume`."""
     _, container_id = RESUME.one_id(args)
-    ask(load_state(context.root, container_id), "resume")
+    ask(_running(context.root, container_id), "resume")
     return 0
 
 

@@ -15,6 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+NO_COMMAND = 3  # runc's exit status for a command that it does not know
+
 # verb: (module, function, one line of help)
 VERBS = {
     "create": ("create", "create", "create a container in a VM of its own"),
@@ -74,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if flags.arguments else 1
         verb, *rest = flags.arguments
         if verb not in VERBS:
-            raise ClocheError(f"unknown command {verb!r}", hint="`cloche help` lists them")
+            raise ClocheError(
+                f"unknown command {verb!r}", hint="`cloche help` lists them", exit_code=NO_COMMAND
+            )
         return _load(verb)(context, rest)
     except ClocheError as error:
         log.error(str(error))

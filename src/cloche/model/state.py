@@ -95,7 +95,8 @@ class State:
         }
 
     def runc(self) -> dict[str, Any]:
-        """The state as `runc state` prints it."""
+        """The state as `runc state` prints it: no annotations when there are none."""
+        annotations = self.fields.get("annotations")
         return {
             "ociVersion": OCI_VERSION,
             "id": self.id,
@@ -104,7 +105,7 @@ class State:
             "bundle": self.fields["bundle"],
             "rootfs": self.fields["rootfs"],
             "created": self.fields["created"],
-            "annotations": self.fields.get("annotations") or {},
+            **({"annotations": annotations} if annotations else {}),
             "owner": "",
         }
 
