@@ -23,6 +23,7 @@ use crate::poll::{Kind, Poll, Ready};
 use crate::port::Port;
 use crate::process::Process;
 use crate::renew;
+use crate::spare::Spare;
 use crate::sys;
 
 const VERSION: u32 = 1;
@@ -44,7 +45,9 @@ pub struct Agent {
     /// The agent's own PID namespace, to come back to after a clone into another one.
     pub own_pids: OwnedFd,
     next_key: u32,
-    slots: Option<Slots>,
+    pub slots: Option<Slots>,
+    /// For the first container, if it fits.
+    pub spare: Option<Spare>,
     relay: Relay,
     /// What went wrong at boot, for the host once it has said hello.
     notes: Vec<String>,
@@ -52,14 +55,24 @@ pub struct Agent {
 
 impl Agent {
     /// Takes over the port. Without any of what is opened here the agent is of no use: panics.
-    pub fn new(port: OwnedFd, slots: Option<Slots>, notes: Vec<String>) -> Agent {
-        match Agent::assemble(port, slots, notes) {
+    pub fn new(
+        port: OwnedFd,
+        slots: Option<Slots>,
+        spare: Option<Spare>,
+        notes: Vec<String>,
+    ) -> Agent {
+        match Agent::assemble(port, slots, spare, notes) {
             Ok(agent) => agent,
             Err(error) => panic!("setting up: {error:?}"),
         }
     }
 
-    fn assemble(port: OwnedFd, slots: Option<Slots>, notes: Vec<String>) -> sys::Result<Agent> {
+    fn assemble(
+        port: OwnedFd,
+        slots: Option<Slots>,
+        spare: Option<Spare>,
+        notes: Vec<String>,
+    ) -> sys::Result<Agent> {
         const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
         let poll = Poll::new()?;
         sys::block_signals(CHILD)?;
@@ -74,6 +87,7 @@ impl Agent {
             own_pids: files::open("/proc/self/ns/pid", OFlags::RDONLY)?,
             next_key: 0,
             slots,
+            spare,
             relay: Relay::default(),
             notes,
         })
@@ -149,7 +163,7 @@ impl Agent {
     fn request(&mut self, payload: &[u8]) {
         let (number, request) = messages::request(payload);
         let outcome = match request {
-            Ok(request) => self.carry_out(number, &request),
+            Ok(request) => self.carry_out(number, &request, payload),
             Err(error) => Err(error.failure()),
         };
         match outcome {
@@ -159,7 +173,7 @@ impl Agent {
         }
     }
 
-    fn carry_out(&mut self, number: u64, request: &Request) -> Outcome<Answer> {
+    fn carry_out(&mut self, number: u64, request: &Request, payload: &[u8]) -> Outcome<Answer> {
         if !self.port.greeted && !matches!(request, Request::Hello(_)) {
             let message = "the first request must be hello".into();
             return Err(Failure::worded("hello", "", errno::EPROTO, message));
@@ -169,7 +183,7 @@ impl Agent {
             Request::Renew(fresh) => renew::renew(fresh)?,
             Request::Mount(plan) => mounts::mount_here(plan)?,
             Request::Umount(plan) => mounts::unmount_here(plan.target)?,
-            Request::Create(plan) => return self.create(number, plan),
+            Request::Create(plan) => return self.create(number, plan, payload),
             Request::Start(plan) => return self.start(number, plan.id),
             Request::Exec(plan) => return self.exec(number, plan),
             Request::Signal(plan) => self.signal(plan)?,

@@ -8,12 +8,13 @@ use cloche_agent::errno;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{self, MountFlags};
+use rustix::mount::{self, MountFlags, MountPropagationFlags};
 
 use crate::child::rootfs::EMPTY;
 use crate::console;
 use crate::files;
 use crate::network::Slots;
+use crate::spare::Spare;
 use crate::sys;
 
 /// Notes about best-effort steps that failed; the host gets them as `log` events.
@@ -133,6 +134,22 @@ pub fn prepare_network(notes: &mut Notes) -> Option<Slots> {
             None
         }
     }
+}
+
+/// Makes the container init that waits for the first plan. There need not be one.
+pub fn make_spare(slots: Option<&Slots>, notes: &mut Notes) -> Option<Spare> {
+    match share_mounts().and_then(|()| Spare::make(slots.map(Slots::connected))) {
+        Ok(spare) => Some(spare),
+        Err(error) => {
+            note(notes, "spare init", Err(error));
+            None
+        }
+    }
+}
+
+/// Lets mount namespaces that follow this one (the spare init's) see what is mounted here.
+fn share_mounts() -> sys::Result<()> {
+    mount::mount_change("/", MountPropagationFlags::SHARED | MountPropagationFlags::REC)
 }
 
 /// Opens the port to the host; waits for the device up to ten seconds.

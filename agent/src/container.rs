@@ -22,6 +22,8 @@ pub struct Container {
     pub namespaces: u64,
     /// Its init is PID 1 of a PID namespace, whose processes the kernel kills along with it.
     pub owns_pids: bool,
+    /// Its mount namespace, if it was a spare's.
+    pub mounts: Option<OwnedFd>,
     memory_events: Option<Watched>,
     cgroup_events: Option<Watched>,
     oom_kills: u64,
@@ -51,6 +53,7 @@ impl Container {
             // A mount namespace of its own it has in any case.
             namespaces: namespaces | u64::from(raw::CLONE_NEWNS),
             owns_pids,
+            mounts: None,
             memory_events: None,
             cgroup_events: None,
             oom_kills: 0,

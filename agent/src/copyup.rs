@@ -3,16 +3,14 @@
 use alloc::vec::Vec;
 
 use cloche_agent::messages::Mount;
-use linux_raw_sys::general as raw;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 use crate::fail::Outcome;
 use crate::files;
 use crate::mounts;
-use crate::sys::{self, Result};
+use crate::sys::Result;
 
 /// Deeper folders than this are not copied; nothing sensible has them.
 const DEPTH: u32 = 64;
@@ -20,29 +18,13 @@ const DEPTH: u32 = 64;
 /// Fills a detached tmpfs from `target`, then mounts it there.
 pub fn mount(target: &OwnedFd, plan: &Mount) -> Outcome<()> {
     let mounted = || -> Result<()> {
-        let tree = detached(plan)?;
+        let tree = mounts::detached(plan.source, plan.fstype, plan.data)?;
         copy_owner(target, &tree)?;
         copy(target, &tree, DEPTH)?;
-        if plan.flags & u64::from(raw::MS_RDONLY) != 0 {
-            sys::mount_setattr(&tree, 0, raw::MOUNT_ATTR_RDONLY.into(), 0, 0)?;
-        }
+        mounts::set_flags(&tree, plan.flags)?;
         mounts::attach(&tree, target)
     };
     mounted().map_err(|error| mounts::failed(plan, error))
-}
-
-fn detached(plan: &Mount) -> Result<OwnedFd> {
-    let context = rustix::mount::fsopen(plan.fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for option in plan.data.split(',').filter(|option| !option.is_empty()) {
-        match option.split_once('=') {
-            Some((key, value)) => rustix::mount::fsconfig_set_string(&context, key, value)?,
-            None => rustix::mount::fsconfig_set_flag(&context, option)?,
-        }
-    }
-    rustix::mount::fsconfig_create(&context)?;
-    // nosuid, nodev and noexec have the same values in mount(2).
-    let attributes = MountAttrFlags::from_bits_retain(plan.flags as u32 & 0xe);
-    rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 fn copy(from: &OwnedFd, to: &OwnedFd, depth: u32) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::listing;
 use crate::process::{self, Ends, Process, Stage};
+use crate::spare::Spare;
 use crate::sys::{self, Fork};
 
 const NEWPID: u64 = raw::CLONE_NEWPID as u64;
@@ -29,7 +30,8 @@ const NEWNS: u64 = raw::CLONE_NEWNS as u64;
 const POSSIBLE: u64 = NEWPID | NEWCGROUP | NEWNS | (raw::CLONE_NEWUTS | raw::CLONE_NEWIPC) as u64;
 
 impl Agent {
-    pub fn create(&mut self, number: u64, plan: &Plan) -> Outcome<Answer> {
+    /// Makes a container; `payload` is the request that asks for it.
+    pub fn create(&mut self, number: u64, plan: &Plan, payload: &[u8]) -> Outcome<Answer> {
         if self.containers.iter().any(|container| container.id == plan.id) {
             let message = format!("container {:?} exists already", plan.id);
             return Err(Failure::worded("create", plan.id, errno::EEXIST, message));
@@ -39,33 +41,64 @@ impl Agent {
             let message = format!("namespaces {:#x} are not possible", plan.namespaces | joined);
             return Err(Failure::worded("create", plan.id, errno::EINVAL, message));
         }
+        if let Some(spare) = self.spare.take_if(|_| Spare::fits(plan)) {
+            if let Err(failure) = spare.cgroup.write(&plan.cgroup_values) {
+                self.spare = Some(spare);
+                return Err(failure);
+            }
+            let is_connected = self.slots.as_ref().is_some_and(|slots| slots.is_connected);
+            if spare.send(payload, is_connected).is_ok() {
+                return self.dress(number, plan, spare);
+            }
+            self.warn("the spare init is gone");
+        }
         let cgroup = Cgroup::make(plan.cgroup, &plan.cgroup_values)?;
         let key = self.new_key();
         let owns_pids = plan.namespaces & NEWPID != 0;
         let namespaces = plan.namespaces | joined;
-        let mut container = Container::new(key, plan.id, cgroup, namespaces, owns_pids);
-        let started = self.clone_init(number, plan, &mut container);
-        match started {
+        let container = Container::new(key, plan.id, cgroup, namespaces, owns_pids);
+        let started = self.clone_init(number, plan, &container);
+        self.admit(plan, container, started)
+    }
+
+    /// Makes the container out of the spare init, which has been told what to do.
+    fn dress(&mut self, number: u64, plan: &Plan, spare: Spare) -> Outcome<Answer> {
+        let (pid, pidfd, ends, cgroup, mounts) = spare.into_parts(&plan.process);
+        let key = self.new_key();
+        let mut container = Container::new(key, plan.id, cgroup, plan.namespaces, true);
+        container.mounts = Some(mounts);
+        let adopted = self.adopt(key, None, pid, pidfd, ends, Stage::Preparing(number));
+        self.admit(plan, container, adopted)
+    }
+
+    /// Takes a new container in, if its init could be made.
+    fn admit(
+        &mut self,
+        plan: &Plan,
+        mut container: Container,
+        init: Outcome<Process>,
+    ) -> Outcome<Answer> {
+        let watched = container.watch_memory(&self.poll, &plan.cgroup_values);
+        let admitted = init.and_then(|process| {
+            watched.step("create", "memory.events")?;
+            Ok(process)
+        });
+        match admitted {
             Ok(process) => {
                 self.processes.push(process);
                 self.containers.push(container);
                 Ok(Answer::Other)
             }
             Err(failure) => {
+                let _ = container.cgroup.kill();
                 let _ = container.cgroup.remove();
                 Err(failure)
             }
         }
     }
 
-    fn clone_init(
-        &mut self,
-        number: u64,
-        plan: &Plan,
-        container: &mut Container,
-    ) -> Outcome<Process> {
+    fn clone_init(&mut self, number: u64, plan: &Plan, container: &Container) -> Outcome<Process> {
         const STEP: &str = "create";
-        container.watch_memory(&self.poll, &plan.cgroup_values).step(STEP, "memory.events")?;
         let pids = plan.join.iter().find(|(_, flag)| *flag == NEWPID);
         let pids = match pids {
             Some((path, _)) => {

@@ -25,6 +25,7 @@ mod process;
 mod reap;
 mod renew;
 mod report;
+mod spare;
 mod start;
 mod streams;
 mod sys;
@@ -46,7 +47,8 @@ extern "C" fn main() -> ! {
     let slots = boot::prepare_network(&mut notes);
     let port = boot::open_port();
     console::milestone("port open");
-    let mut agent = agent::Agent::new(port, slots, notes);
+    let spare = boot::make_spare(slots.as_ref(), &mut notes);
+    let mut agent = agent::Agent::new(port, slots, spare, notes);
     console::milestone("ready");
     agent.serve()
 }

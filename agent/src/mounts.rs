@@ -9,7 +9,10 @@ use linux_raw_sys::general as raw;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{self, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
 
 use crate::copyup;
 use crate::fail::{Outcome, Step};
@@ -158,8 +161,7 @@ fn bind(target: &OwnedFd, plan: &Mount) -> Result<()> {
     let tree = clone_tree(fs::CWD, plan.source, recursive)?;
     let others = plan.flags & !u64::from(raw::MS_BIND | raw::MS_REC);
     if others != 0 {
-        let (set, clear) = attributes(others);
-        sys::mount_setattr(&tree, 0, set, clear, 0)?;
+        set_flags(&tree, others)?;
     }
     adjust(&tree, plan)?;
     attach(&tree, target)
@@ -188,6 +190,36 @@ pub fn clone_tree(folder: impl AsFd, path: &str, recursive: bool) -> Result<Owne
         flags |= OpenTreeFlags::AT_EMPTY_PATH;
     }
     mount::open_tree(folder, path, flags)
+}
+
+/// Mounts `tree`, which is a file system as `plan` wants it, where `plan` says.
+pub fn attach_ready(root: &OwnedFd, plan: &Mount, tree: Result<OwnedFd>) -> Outcome<()> {
+    let target = target(root.as_fd(), plan.target, plan.kind).step("mount target", plan.target)?;
+    let attached = tree.and_then(|tree| {
+        adjust(&tree, plan)?;
+        attach(&tree, &target)
+    });
+    attached.map_err(|error| failed(plan, error))
+}
+
+/// A new file system that is mounted nowhere yet, without any flags.
+pub fn detached(source: &str, fstype: &str, data: &str) -> Result<OwnedFd> {
+    let context = mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    mount::fsconfig_set_string(&context, "source", source)?;
+    for option in data.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some((key, value)) => mount::fsconfig_set_string(&context, key, value)?,
+            None => mount::fsconfig_set_flag(&context, option)?,
+        }
+    }
+    mount::fsconfig_create(&context)?;
+    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+}
+
+/// Gives a mount exactly those of MS_* `flags` that belong to mounts.
+pub fn set_flags(tree: &OwnedFd, flags: u64) -> Result<()> {
+    let (set, clear) = attributes(flags);
+    sys::mount_setattr(tree, 0, set, clear, 0)
 }
 
 /// Mounts a detached tree on `target`.

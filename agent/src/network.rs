@@ -38,6 +38,8 @@ pub struct Slots {
     /// The namespace with slot 0, and its index there.
     connected: OwnedFd,
     slot0: Option<u32>,
+    /// The `network` request has asked for interfaces.
+    pub is_connected: bool,
 }
 
 /// struct ifreq: a name, then a union of which this uses the first bytes.
@@ -64,7 +66,7 @@ impl Slots {
             slot0 = Some(settle("slot0")?);
         }
         new_namespace()?;
-        Ok(Slots { devices, first, connected, slot0 })
+        Ok(Slots { devices, first, connected, slot0, is_connected: false })
     }
 
     /// Sets the network up as asked; what is created from now on lives in it.
@@ -73,6 +75,7 @@ impl Slots {
             return Ok(());
         }
         sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
+        self.is_connected = true;
         let socket = open_netlink().step("network", "netlink")?;
         let mut named: Vec<(&str, u32)> = Vec::from([("lo", LOOPBACK)]);
         for interface in &plan.interfaces {
@@ -84,6 +87,11 @@ impl Slots {
             add_route(&socket, &named, route)?;
         }
         Ok(())
+    }
+
+    /// The namespace with slot 0.
+    pub fn connected(&self) -> &OwnedFd {
+        &self.connected
     }
 
     /// Index of a slot's device, which is brought into the agent's namespace.

@@ -13,15 +13,18 @@ use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::sys::{self, Capabilities};
 
-/// Limits, while /proc is the agent's and all privileges are there.
-pub fn limits(process: &Process) -> Outcome<()> {
+/// Sets the OOM score, while /proc is the agent's.
+pub fn set_oom_score(process: &Process) -> Outcome<()> {
+    // 0 is what every process of this guest starts with.
+    let Some(value) = process.oom_score_adj.filter(|value| *value != 0) else { return Ok(()) };
+    let text = format!("{value}");
+    files::write("/proc/self/oom_score_adj", text.as_bytes()).step("oom_score_adj", &text)
+}
+
+/// Sets the resource limits, while they may still be raised.
+pub fn set_limits(process: &Process) -> Outcome<()> {
     for &(resource, soft, hard) in &process.rlimits {
         sys::set_limit(resource, soft, hard).step("rlimit", &format!("{resource}"))?;
-    }
-    // 0 is what every process of this guest starts with.
-    if let Some(value) = process.oom_score_adj.filter(|value| *value != 0) {
-        let text = format!("{value}");
-        files::write("/proc/self/oom_score_adj", text.as_bytes()).step("oom_score_adj", &text)?;
     }
     Ok(())
 }

@@ -8,11 +8,13 @@ mod hooks;
 mod identity;
 mod program;
 pub mod rootfs;
+mod stock;
 pub mod terminal;
 
+use alloc::vec;
 use alloc::vec::Vec;
 
-use cloche_agent::messages::{Container, Process};
+use cloche_agent::messages::{self, Container, Process, Request};
 use linux_raw_sys::general as raw;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::OFlags;
@@ -22,6 +24,9 @@ use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::sys;
 
+use program::Program;
+use stock::Stock;
+
 /// Report of a child that waits to be started.
 pub const READY: u8 = b'r';
 /// Report of a child that gives up; the failure's bytes follow.
@@ -29,12 +34,14 @@ pub const FAILED: u8 = b'e';
 
 const REPORT: RawFd = 3;
 const GO: RawFd = 4;
-const INIT: RawFd = 5;
+/// A namespace's or process's descriptor, if the child is given one.
+const EXTRA: RawFd = 5;
 const FIRST_FREE: RawFd = 6;
 
 /// Namespaces that are entered or unshared by the child itself; the others come with the clone.
 const CLONE_NEWCGROUP: u64 = raw::CLONE_NEWCGROUP as u64;
 const CLONE_NEWPID: u64 = raw::CLONE_NEWPID as u64;
+const CLONE_NEWNET: u64 = raw::CLONE_NEWNET as u64;
 
 /// The child's ends of its pipes. `None` among the standard streams: /dev/null.
 pub struct Wires {
@@ -45,20 +52,71 @@ pub struct Wires {
 
 /// Becomes a container's init. Never returns.
 pub fn init(plan: &Container, wires: Wires) -> ! {
-    let prepared = prepare_init(plan, wires);
-    let outcome = prepared.and_then(|(mut ready, terminal)| {
-        report_ready(terminal.as_ref());
-        await_go();
-        drop(terminal);
-        hooks::run(&plan.start_hooks)?;
-        seccomp_last(&plan.process)?;
-        Err(ready.execute())
-    });
-    give_up(outcome)
+    let prepared = enter(plan, wires).and_then(|()| prepare_init(plan, Stock::default()));
+    finish_init(plan, prepared)
 }
 
-fn prepare_init(plan: &Container, wires: Wires) -> Outcome<(program::Program, Option<OwnedFd>)> {
-    let process = &plan.process;
+/// Becomes the init of a container that is not known yet. Never returns.
+pub fn spare(wires: Wires, connected: Option<&OwnedFd>) -> ! {
+    let (stock, apart) = match prepare_spare(wires, connected) {
+        Ok(prepared) => prepared,
+        Err(_) => sys::exit(1),
+    };
+    send(&[READY]);
+    let Ok((request, is_connected)) = receive_request() else { sys::exit(1) };
+    if !is_connected {
+        if let Some(Err(_)) = apart.map(|apart| sys::setns(&apart, CLONE_NEWNET)) {
+            sys::exit(1)
+        }
+    }
+    // The agent has understood this request before: it is a `create`.
+    let (_, Ok(Request::Create(plan))) = messages::request(&request) else { sys::exit(1) };
+    finish_init(&plan, prepare_init(&plan, stock))
+}
+
+/// What can be done without a plan. Returns the file systems, and the network namespace without
+/// a connection if this process is in the one with it.
+fn prepare_spare(wires: Wires, connected: Option<&OwnedFd>) -> Outcome<(Stock, Option<OwnedFd>)> {
+    settle(wires, connected)?;
+    sys::unshare(CLONE_NEWCGROUP).step("unshare", "cgroup namespace")?;
+    // What the agent mounts from now on is to be seen here as well.
+    rootfs::follow_agent().step("make slave", "/")?;
+    let mut apart = None;
+    if connected.is_some() {
+        apart = Some(files::open("/proc/self/ns/net", OFlags::RDONLY).step("open", "netns")?);
+        // SAFETY: `settle` made this the descriptor of the namespace.
+        let connected = unsafe { OwnedFd::from_raw_fd(EXTRA) };
+        sys::setns(&connected, CLONE_NEWNET).step("enter", "netns")?;
+    }
+    Ok((Stock::make(), apart))
+}
+
+/// Reads the request that makes this process a container's, and whether it has a network.
+fn receive_request() -> sys::Result<(Vec<u8>, bool)> {
+    // SAFETY: `settle` made this the go pipe, and it stays open.
+    let pipe = unsafe { BorrowedFd::borrow_raw(GO) };
+    let mut header = [0u8; 5];
+    read_exact(pipe, &mut header)?;
+    let [a, b, c, d, is_connected] = header;
+    let mut request = vec![0; u32::from_le_bytes([a, b, c, d]) as usize];
+    read_exact(pipe, &mut request)?;
+    Ok((request, is_connected != 0))
+}
+
+fn read_exact(pipe: BorrowedFd, mut buffer: &mut [u8]) -> sys::Result<()> {
+    while !buffer.is_empty() {
+        match io::read(pipe, &mut *buffer) {
+            Ok(0) => return Err(io::Errno::PIPE),
+            Ok(count) => buffer = &mut buffer[count..],
+            Err(io::Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Enters the namespaces that the clone did not make.
+fn enter(plan: &Container, wires: Wires) -> Outcome<()> {
     settle(wires, None)?;
     for (path, flag) in plan.join.iter().filter(|(_, flag)| *flag != CLONE_NEWPID) {
         let namespace = files::open(*path, OFlags::RDONLY).step("join namespace", path)?;
@@ -68,37 +126,50 @@ fn prepare_init(plan: &Container, wires: Wires) -> Outcome<(program::Program, Op
         // Only now: the clone itself would have made the agent's cgroup the root of it.
         sys::unshare(CLONE_NEWCGROUP).step("unshare", "cgroup namespace")?;
     }
-    identity::limits(process)?;
-    let root = rootfs::build(plan)?;
+    Ok(())
+}
+
+/// A program that is ready to be executed, and the master of its terminal if it has one.
+type Prepared = Outcome<(Program, Option<OwnedFd>)>;
+
+fn prepare_init(plan: &Container, stock: Stock) -> Prepared {
+    let process = &plan.process;
+    identity::set_oom_score(process)?;
+    let root = rootfs::build(plan, stock)?;
     let terminal = terminal_of(process, Some(&root))?;
     rootfs::finish(plan, &root)?;
     Ok((become_process(process)?, terminal))
 }
 
-/// Becomes a further process of a container. Never returns.
-pub fn exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires) -> ! {
-    let outcome =
-        prepare_exec(process, namespaces, init, wires).and_then(|(mut ready, terminal)| {
-            if let Some(terminal) = terminal {
-                report_ready(Some(&terminal));
-                await_go();
-            }
-            seccomp_last(process)?;
-            Err(ready.execute())
-        });
-    give_up(outcome)
+/// Waits for `start`, then executes the program. Never returns.
+fn finish_init(plan: &Container, prepared: Prepared) -> ! {
+    give_up(prepared.and_then(|(program, terminal)| {
+        report_ready(terminal.as_ref());
+        await_go();
+        drop(terminal);
+        hooks::run(&plan.start_hooks)?;
+        seccomp_last(&plan.process)?;
+        Err(program.execute())
+    }))
 }
 
-fn prepare_exec(
-    process: &Process,
-    namespaces: u64,
-    init: &OwnedFd,
-    wires: Wires,
-) -> Outcome<(program::Program, Option<OwnedFd>)> {
+/// Becomes a further process of a container. Never returns.
+pub fn exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires) -> ! {
+    give_up(prepare_exec(process, namespaces, init, wires).and_then(|(program, terminal)| {
+        if let Some(terminal) = terminal {
+            report_ready(Some(&terminal));
+            await_go();
+        }
+        seccomp_last(process)?;
+        Err(program.execute())
+    }))
+}
+
+fn prepare_exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires) -> Prepared {
     settle(wires, Some(init))?;
-    identity::limits(process)?;
+    identity::set_oom_score(process)?;
     // SAFETY: `settle` made this the descriptor of the container's init, and it stays open.
-    let init = unsafe { BorrowedFd::borrow_raw(INIT) };
+    let init = unsafe { BorrowedFd::borrow_raw(EXTRA) };
     sys::setns(init, namespaces & !CLONE_NEWPID).step("join namespaces", "container")?;
     let terminal = terminal_of(process, None)?;
     Ok((become_process(process)?, terminal))
@@ -118,7 +189,7 @@ fn reopen_null(process: &Process) {
 }
 
 /// Puts the wires where they belong and closes everything that was inherited.
-fn settle(wires: Wires, init: Option<&OwnedFd>) -> Outcome<()> {
+fn settle(wires: Wires, extra: Option<&OwnedFd>) -> Outcome<()> {
     let settled = || -> sys::Result<()> {
         sys::block_signals(0)?;
         sys::umask(0);
@@ -129,12 +200,12 @@ fn settle(wires: Wires, init: Option<&OwnedFd>) -> Outcome<()> {
             sys::duplicate(stream.as_ref().unwrap_or(&null), number as RawFd, 0)?;
         }
         let (report, go) = (lift(&wires.report)?, lift(&wires.go)?);
-        if let Some(init) = init {
-            sys::duplicate(&lift(init)?, INIT, raw::O_CLOEXEC)?;
+        if let Some(extra) = extra {
+            sys::duplicate(&lift(extra)?, EXTRA, raw::O_CLOEXEC)?;
         }
         sys::duplicate(&report, REPORT, raw::O_CLOEXEC)?;
         sys::duplicate(&go, GO, raw::O_CLOEXEC)?;
-        sys::close_from(if init.is_some() { FIRST_FREE } else { INIT })?;
+        sys::close_from(if extra.is_some() { FIRST_FREE } else { EXTRA })?;
         // Closed already, all at once.
         core::mem::forget((wires, null, report, go));
         Ok(())
@@ -154,7 +225,8 @@ fn terminal_of(process: &Process, root: Option<&OwnedFd>) -> Outcome<Option<Owne
 }
 
 /// Everything that makes this process the one that was asked for, short of execve.
-fn become_process(process: &Process) -> Outcome<program::Program> {
+fn become_process(process: &Process) -> Outcome<Program> {
+    identity::set_limits(process)?;
     reopen_null(process);
     let home = program::home_of(process);
     if !process.no_new_privs {

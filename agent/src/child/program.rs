@@ -23,7 +23,7 @@ pub struct Program {
 
 impl Program {
     /// Executes it; returns why that did not work.
-    pub fn execute(&mut self) -> Failure {
+    pub fn execute(&self) -> Failure {
         let error = sys::execve(&self.path, &self.arguments, &self.environment).raw_os_error();
         let path = self.path.to_string_lossy();
         let message = format!("exec {path}: {}", errno::text(error));

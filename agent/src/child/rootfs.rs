@@ -19,11 +19,18 @@ use crate::files;
 use crate::mounts;
 use crate::sys;
 
+use super::stock::Stock;
+
 /// An empty folder for hiding others; made by the agent at boot.
 pub const EMPTY: &str = "/run/empty";
 
+/// Makes what the agent mounts from now on appear here too, but nothing there that is done here.
+pub fn follow_agent() -> sys::Result<()> {
+    mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
+}
+
 /// Binds the root, makes the mounts, devices and links, and returns the root.
-pub fn build(plan: &Container) -> Outcome<OwnedFd> {
+pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
     let slave = plan.propagation & u64::from(raw::MS_SLAVE) != 0;
     let kind =
         if slave { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
@@ -32,7 +39,10 @@ pub fn build(plan: &Container) -> Outcome<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let root = files::open(plan.root, flags).step("open root", plan.root)?;
     for mount in &plan.mounts {
-        mounts::mount(&root, mount)?;
+        match stock.take(mount) {
+            Some(tree) => mounts::attach_ready(&root, mount, tree)?,
+            None => mounts::mount(&root, mount)?,
+        }
     }
     make_devices(&root, &plan.devices)?;
     for &(to, path) in &plan.links {
