@@ -41,8 +41,9 @@ demo-docker-deps:
 	tools/packages docker.io
 
 .PHONY: agent
-agent: ## build the guest agent
+agent: ## build the guest agent, and the library that mends QEMU's 9p
 	cd agent && "$$(../tools/cargo)" build --release --locked
+	cd preload && "$$(../tools/cargo)" build --release --locked
 	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
 	@test "$$(stat -c %s $(AGENT))" -le 1048576
 
@@ -63,6 +64,8 @@ lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
 	$(VENV)/bin/lint-imports
 	cd agent && "$$(../tools/cargo)" fmt --check
 	cd agent && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
+	cd preload && "$$(../tools/cargo)" fmt --check
+	cd preload && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
 
 .PHONY: test
 test: test-deps lint ## all tests: unit, host, VM, and engines against a real dockerd

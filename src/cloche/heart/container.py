@@ -191,6 +191,13 @@ class Container:
         self.processes[exec_id] = guest
         return guest, plan, warnings
 
+    def vm_ended(self, why: str) -> None:
+        """Nothing runs any longer; *why* goes to the container's stderr, where logs show it."""
+        if not self.init.exited.done:
+            self.init.complain(f"cloche: {why}\n")
+        for process in (self.init, *self.processes.values()):
+            process.vm_ended()
+
     def on_exit(self, exec_id: object, status: int) -> None:
         """The guest reports the end of one of its processes."""
         if exec_id is None:

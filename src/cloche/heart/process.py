@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from cloche.heart.streams import InputRelay, OutputRelay
 
 
+# As if killed by SIGKILL: what a process gets whose VM crashes or is killed.
+STATUS_VM_DIED = 137
+
+
 class GuestProcess:
     """A container's init (*exec_id* None) or an exec'ed process.
 
@@ -93,6 +97,15 @@ class GuestProcess:
 
         for relay in self._outputs:
             relay.drained().on_done(drained)
+
+    def complain(self, text: str) -> None:
+        """Add a line of ours to its last output stream."""
+        self._outputs[-1].feed(text.encode(errors="replace"))
+
+    def vm_ended(self) -> None:
+        """Its VM is gone: it counts as killed."""
+        self.abandon()
+        self.exited.set(STATUS_VM_DIED)
 
     def _stop_input(self) -> None:
         if self._input is not None:

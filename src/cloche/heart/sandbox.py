@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 AGENT_TIMEOUT_S = 90.0
 KILL_TIMEOUT_S = 5.0
-STATUS_VM_DIED = 137
 # msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
 # attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
 SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
@@ -75,12 +74,12 @@ class Sandbox:
         self.request.timings.mark("plan ready")
         await self._open_guest(container)
         self._serve(container)
+        self.vm.exited.on_done(
+            lambda _: container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
+        )
         container.save_created()
         self.parent.created(self.warnings, self.request.timings.marks)
-        try:
-            code = int(await container.init.exited)
-        except ClocheError:
-            code = STATUS_VM_DIED
+        code = int(await container.init.exited)
         await self._shut_down(container)
         return code
 

@@ -6,6 +6,7 @@ import os
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
+from cloche.vmm.preload import qemu_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int) -> None:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         _arrange_descriptors(fds, log_fd)
         os.chdir("/")
-        os.execve(argv[0], argv, {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
+        os.execve(argv[0], argv, qemu_environment())
     except BaseException as error:
         os.write(log_fd, f"cannot start QEMU: {error}\n".encode())
     finally:
