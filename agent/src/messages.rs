@@ -185,35 +185,53 @@ impl<'a, T: Decode<'a> + Default> Decode<'a> for Maybe<T> {
     }
 }
 
-/// Declares a structure and how it is read from a map; `as` names a field that is a keyword.
+/// Declares structures and how they are read from a map; `as` names a field that is a keyword.
 macro_rules! structures {
-    ($($(#[$doc:meta])* $name:ident { $($field:ident $(as $key:literal)?: $type:ty,)* })*) => { $(
+    ($($(#[$doc:meta])* $name:ident $(<$life:lifetime>)? {
+        $($field:ident $(as $key:literal)?: $type:ty,)*
+    })*) => { $(
         $(#[$doc])*
         #[derive(Debug, PartialEq, Eq)]
-        pub struct $name<'a> {
-            $(pub $field: $type,)*
-            pub marker: core::marker::PhantomData<&'a ()>,
-        }
+        pub struct $name $(<$life>)? { $(pub $field: $type,)* }
 
-        impl<'a> Decode<'a> for $name<'a> {
+        impl<'a> Decode<'a> for $name $(<$life>)? {
             fn decode(reader: &mut Reader<'a>) -> Result<Self, NotARequest> {
+                #[allow(non_camel_case_types)]
+                enum Field { $($field,)* Unknown }
+                const KEYS: &[&str] = &[$(key!($field $($key)?)),*];
                 $(let mut $field = <$type as Decode>::absent();)*
+                let mut index = Field::Unknown as usize;
                 for _ in 0..reader.map()? {
                     let key = reader.str()?;
-                    $(if key == key!($field $($key)?) {
+                    index = position(KEYS, key, index);
+                    $(if index == Field::$field as usize {
                         let value = Decode::decode(reader).map_err(|error| error.within(key))?;
                         $field = Some(value);
                         continue;
                     })*
                     return Err(NotARequest::from(Malformed("no such field")).within(key));
                 }
-                Ok($name {
-                    $($field: $field.ok_or_else(|| missing(key!($field $($key)?)))?,)*
-                    marker: core::marker::PhantomData,
-                })
+                Ok($name { $($field: present($field, key!($field $($key)?))?,)* })
             }
         }
     )* };
+}
+
+/// Where `key` is among `keys`, or their number; looked for first behind the `last` one found,
+/// since fields come in the order in which they are declared.
+fn position(keys: &[&str], key: &str, last: usize) -> usize {
+    let next = if last < keys.len() { last + 1 } else { 0 };
+    if keys.get(next) == Some(&key) {
+        return next;
+    }
+    keys.iter().position(|known| *known == key).unwrap_or(keys.len())
+}
+
+fn present<T>(value: Option<T>, field: &str) -> Result<T, NotARequest> {
+    match value {
+        Some(value) => Ok(value),
+        None => Err(missing(field)),
+    }
 }
 
 macro_rules! key {
@@ -238,28 +256,28 @@ structures! {
     Hello { version: u32, nonce: [u8; 16], }
 
     /// What a clone must not share with its template.
-    Renew { realtime_ns: u64, seed: &'a [u8], hostname: &'a str, machine_id: &'a str, }
+    Renew<'a> { realtime_ns: u64, seed: &'a [u8], hostname: &'a str, machine_id: &'a str, }
 
-    Network { interfaces: Vec<Interface<'a>>, routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>, }
+    Network<'a> { interfaces: Vec<Interface<'a>>, routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>, }
 
-    Interface {
+    Interface<'a> {
         slot: u32, name: &'a str, mac: Option<[u8; 6]>, mtu: u32,
         addresses: Vec<(&'a str, u8, Option<&'a str>)>, up: bool,
         neighbours: Vec<(&'a str, [u8; 6])>,
     }
 
-    Route {
+    Route<'a> {
         destination: Option<&'a str>, prefix: u8, gateway: Option<&'a str>, interface: &'a str,
         source: Option<&'a str>, metric: u32, scope: u8, onlink: bool,
     }
 
-    Mount {
+    Mount<'a> {
         source: &'a str, target: &'a str, fstype as "type": &'a str, flags: u64, data: &'a str,
         propagation: u64, kind: &'a str, tmpcopyup: Maybe<bool>,
         recursive_attr: Maybe<Option<(u64, u64)>>, folders: Maybe<Vec<&'a str>>,
     }
 
-    Container {
+    Container<'a> {
         id: &'a str, root: &'a str, read_only: bool, mounts: Vec<Mount<'a>>, namespaces: u64,
         join: Vec<(&'a str, u64)>, hostname: Option<&'a str>, domainname: Option<&'a str>,
         cgroup: &'a str, cgroup_values: Vec<Setting<'a>>, sysctls: Vec<Setting<'a>>,
@@ -268,14 +286,14 @@ structures! {
         start_hooks: Vec<Hook<'a>>,
     }
 
-    Device { path: &'a str, mode: u32, major: u32, minor: u32, uid: u32, gid: u32, }
+    Device<'a> { path: &'a str, mode: u32, major: u32, minor: u32, uid: u32, gid: u32, }
 
-    Hook {
+    Hook<'a> {
         path: &'a str, args: Vec<&'a str>, env: Vec<&'a str>, timeout: Option<u32>,
         stdin: &'a [u8],
     }
 
-    Process {
+    Process<'a> {
         args: Vec<&'a str>, env: Vec<&'a str>, cwd: &'a str, uid: u32, gid: u32,
         groups: Vec<u32>, umask: Option<u32>, bounding: u64, effective: u64, inheritable: u64,
         permitted: u64, ambient: u64, rlimits: Vec<(u32, u64, u64)>, no_new_privs: bool,
@@ -283,29 +301,41 @@ structures! {
         terminal: bool, rows: u16, columns: u16, stdin: u32, stdout: u32, stderr: u32,
     }
 
-    Exec { id: &'a str, exec_id: &'a str, process: Process<'a>, }
-    Id { id: &'a str, }
-    Signal { id: &'a str, exec_id: Option<&'a str>, signal: i32, all: bool, }
-    Resize { id: &'a str, exec_id: Option<&'a str>, rows: u16, columns: u16, }
-    Freeze { id: &'a str, frozen: bool, }
-    CgroupWrite { id: &'a str, values: Vec<Setting<'a>>, }
-    CgroupRead { id: &'a str, files: Vec<&'a str>, }
-    DnsReply { query: u64, data: &'a [u8], }
-    Umount { target: &'a str, }
-    Nothing { }
+    Exec<'a> { id: &'a str, exec_id: &'a str, process: Process<'a>, }
+    Id<'a> { id: &'a str, }
+    Signal<'a> { id: &'a str, exec_id: Option<&'a str>, signal: i32, all: bool, }
+    Resize<'a> { id: &'a str, exec_id: Option<&'a str>, rows: u16, columns: u16, }
+    Freeze<'a> { id: &'a str, frozen: bool, }
+    CgroupWrite<'a> { id: &'a str, values: Vec<Setting<'a>>, }
+    CgroupRead<'a> { id: &'a str, files: Vec<&'a str>, }
+    DnsReply<'a> { query: u64, data: &'a [u8], }
+    Umount<'a> { target: &'a str, }
+}
+
+/// The fields of an operation that has none.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Nothing;
+
+impl<'a> Decode<'a> for Nothing {
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, NotARequest> {
+        match reader.map()? {
+            0 => Ok(Nothing),
+            _ => Err(NotARequest::from(Malformed("no such field")).within(reader.str()?)),
+        }
+    }
 }
 
 macro_rules! requests {
-    ($($operation:literal $name:ident($type:ident),)*) => {
+    ($($operation:literal $name:ident($type:ty),)*) => {
         /// What the host asks for. There is one at a time, on the stack, and none is moved about:
         /// that some are large costs nothing.
         #[derive(Debug, PartialEq, Eq)]
         #[allow(clippy::large_enum_variant)]
-        pub enum Request<'a> { $($name($type<'a>),)* }
+        pub enum Request<'a> { $($name($type),)* }
 
         fn fields<'a>(operation: &str, reader: &mut Reader<'a>) -> Result<Request<'a>, NotARequest> {
             Ok(match operation {
-                $($operation => Request::$name($type::decode(reader)?),)*
+                $($operation => Request::$name(Decode::decode(reader)?),)*
                 _ => return Err(Malformed("no such operation").into()),
             })
         }
@@ -314,22 +344,22 @@ macro_rules! requests {
 
 requests! {
     "hello" Hello(Hello),
-    "renew" Renew(Renew),
-    "network" Network(Network),
-    "mount" Mount(Mount),
-    "create" Create(Container),
-    "start" Start(Id),
-    "exec" Exec(Exec),
-    "signal" Signal(Signal),
-    "resize" Resize(Resize),
-    "freeze" Freeze(Freeze),
-    "processes" Processes(Id),
-    "cgroup_write" CgroupWrite(CgroupWrite),
-    "cgroup_read" CgroupRead(CgroupRead),
-    "delete" Delete(Id),
-    "dns_reply" DnsReply(DnsReply),
+    "renew" Renew(Renew<'a>),
+    "network" Network(Network<'a>),
+    "mount" Mount(Mount<'a>),
+    "create" Create(Container<'a>),
+    "start" Start(Id<'a>),
+    "exec" Exec(Exec<'a>),
+    "signal" Signal(Signal<'a>),
+    "resize" Resize(Resize<'a>),
+    "freeze" Freeze(Freeze<'a>),
+    "processes" Processes(Id<'a>),
+    "cgroup_write" CgroupWrite(CgroupWrite<'a>),
+    "cgroup_read" CgroupRead(CgroupRead<'a>),
+    "delete" Delete(Id<'a>),
+    "dns_reply" DnsReply(DnsReply<'a>),
     "sync" Sync(Nothing),
-    "umount" Umount(Umount),
+    "umount" Umount(Umount<'a>),
     "shutdown" Shutdown(Nothing),
 }
 
