@@ -7,7 +7,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import ClocheError, StateError
+from cloche.base.errors import StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
 from cloche.heart.container import Container
