@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -61,6 +62,8 @@ class Context:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    # The short-lived verbs end before a collection would pay; the supervisor switches it on again.
+    gc.disable()
     args = list(sys.argv[1:] if argv is None else argv)
     log = Log()
     try:

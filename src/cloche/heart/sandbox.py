@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -10,18 +11,17 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
-from cloche.heart.container import Container
-from cloche.heart.control import ControlServer
 from cloche.heart.parent import Parent
-from cloche.heart.signals import watch_signals
-from cloche.host.dns import DnsRelay, loopback_nameservers
-from cloche.host.network import connect, scan, user_mode_network
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import RUNNING, STOPPED
 from cloche.vmm.argv import SHARE_TAG
 
 if TYPE_CHECKING:
+    from cloche.base.loop import Future
+    from cloche.heart.container import Container
+    from cloche.heart.control import ControlServer
     from cloche.heart.launch import Channel, Request
+    from cloche.heart.network import GuestNetwork
     from cloche.host.share import Share
     from cloche.host.taps import Tap
     from cloche.vmm.vm import Vm
@@ -58,7 +58,7 @@ class Sandbox:
         self.parent = Parent(loop, channel)
         self.control: ControlServer | None = None
         self.guest_share = GUEST_SHARE
-        self._dns: DnsRelay | None = None
+        self.network: GuestNetwork | None = None
         self._numbers = 0
 
     def next_number(self) -> int:
@@ -68,31 +68,39 @@ class Sandbox:
 
     async def run(self) -> int:
         """Bring the first container up, serve until it ends; returns its exit code."""
+        steps = await self._greet()
+        # The guest is busy with that: the rest of the imports, and the plan, cost no time.
+        from cloche.heart.container import Container
+
         container = Container(self, self.request)
         self.containers[container.id] = container
         container.prepare()
         self.request.timings.mark("plan ready")
-        await self._open_guest(container)
+        await self._create(container, steps)
         self._serve(container)
-        self.vm.exited.on_done(
-            lambda _: container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
-        )
         container.save_created()
         self.parent.created(self.warnings, self.request.timings.marks)
+        # What was imported stays; leaving it out of collections keeps its pages shared.
+        gc.freeze()
+        gc.enable()
         code = int(await container.init.exited)
         await self._shut_down(container)
         return code
 
-    async def _open_guest(self, container: Container) -> None:
-        """From a running VM to a container that waits for `start`; requests are pipelined."""
+    async def _greet(self) -> list[Future]:
+        """Once the VM runs: the requests that every container needs, not waited for."""
         guard = self.loop.call_later(
             AGENT_TIMEOUT_S,
             lambda: self.vm.running.fail(self.vm.failure(f"no answer in {AGENT_TIMEOUT_S:.0f} s")),
         )
         await self.vm.running
+        guard.cancel()
         self.request.timings.mark("VM resumed")
-        steps = [self.agent.hello(), self.agent.call("renew", self._renewal(container))]
-        steps.append(self.agent.call("mount", _share_mount()))
+        steps = [self.agent.hello(), self.agent.call("renew", self._renewal())]
+        return [*steps, self.agent.call("mount", _share_mount())]
+
+    async def _create(self, container: Container, steps: list[Future]) -> None:
+        """From a guest that was greeted to a container that waits for `start`."""
         if self.request.image:
             steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
         await self.parent.hooks_done()
@@ -107,7 +115,6 @@ class Sandbox:
                 await step
         finally:
             timer.cancel()
-            guard.cancel()
         container.created(steps[-1].value)
         self.request.timings.mark("container created")
 
@@ -115,38 +122,34 @@ class Sandbox:
         self.warnings.append(str(self.vm.failure("the agent does not answer")))
         self.vm.kill()
 
-    def _renewal(self, container: Container) -> dict[str, Any]:
+    def _renewal(self) -> dict[str, Any]:
         """What a clone must not share with its template: clock, random state, names."""
         return {
             "realtime_ns": time.time_ns(),
             "seed": os.urandom(64),
-            "hostname": container.config.hostname or container.id[:63],
+            "hostname": self.request.id[:63],
             "machine_id": os.urandom(16).hex(),
         }
 
     def _network(self, container: Container) -> dict[str, Any] | None:
         """The `network` request for what the namespace holds; None for a loopback only."""
-        servers = loopback_nameservers(container.resolv_conf())
-        if not self.taps:
-            if not self.request.has_user_network():
-                return None
-            network: dict[str, Any] = {**user_mode_network(), "dns_relay": []}
-            return network
-        if self.request.has_own_empty_network():
+        alone = not self.taps and not self.request.has_user_network()
+        if alone or self.request.has_own_empty_network():
             return None
-        found = scan()
-        self.warnings += found.warnings
-        if not found.interfaces:
-            return None
-        network = {**connect(found, self.taps), "dns_relay": servers}
-        if servers:
-            self._dns = DnsRelay(self.loop, servers, self._answer_dns)
-        return network
+        from cloche.heart.network import GuestNetwork
 
-    def _answer_dns(self, query: int, data: bytes) -> None:
-        self.agent.call("dns_reply", {"query": query, "data": data})
+        self.network = GuestNetwork(self.loop, self.agent)
+        if not self.taps:
+            return self.network.user_mode()
+        return self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
 
     def _serve(self, container: Container) -> None:
+        from cloche.heart.control import ControlServer
+        from cloche.heart.signals import watch_signals
+
+        self.vm.exited.on_done(
+            lambda _: container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
+        )
         watch_signals(self.loop, lambda number: self._on_signal(container, number))
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
@@ -164,11 +167,8 @@ class Sandbox:
             container = self.containers.get(str(event.fields.get("id")))
             if container is not None:
                 container.on_exit(event.fields.get("exec_id"), int(event.fields["status"]))
-        elif event.name == "dns_query" and self._dns is not None:
-            fields = event.fields
-            self._dns.query(
-                int(fields["query"]), str(fields["server"]), bool(fields["tcp"]), fields["data"]
-            )
+        elif event.name == "dns_query" and self.network is not None:
+            self.network.ask(event.fields)
         elif event.name == "oom":
             self._on_oom(event)
         elif event.name == "log":
