@@ -22,8 +22,9 @@ class Machine:
     """Everything that QEMU is told about one VM; descriptors are numbers in QEMU's own table.
 
     *memory* is in MiB. *memory_shared* maps the memory file shared (a template being made),
-    else copy-on-write (a clone); with no file the memory is anonymous (a cold boot). *incoming*
-    says that the state is loaded through QMP; a kernel is then not given.
+    else copy-on-write (a clone); with no file the memory is anonymous (a cold boot). *reserve*
+    has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
+    kernel is then not given.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Machine:
         cmdline: str = "",
         memory_file: str = "",
         memory_shared: bool = False,
+        reserve: bool = False,
         incoming: bool = False,
         share: str = "",
         tap_fds: Sequence[int] = (),
@@ -61,6 +63,7 @@ class Machine:
         self.cmdline = cmdline
         self.memory_file = memory_file
         self.memory_shared = memory_shared
+        self.reserve = reserve
         self.incoming = incoming
         self.share = share
         self.tap_fds = tap_fds
@@ -107,13 +110,15 @@ def _machine(vm: Machine) -> list[str]:
 
 
 def _memory(vm: Machine) -> list[str]:
+    # Few guests touch all of their memory. Unless told so, Linux refuses a private mapping that is
+    # larger than the host's memory and swap: a guest of 2048 MiB would not start on a small host.
+    options = f"id=ram,size={vm.memory}M,reserve={'on' if vm.reserve else 'off'}"
     if not vm.memory_file:
-        return ["-object", f"memory-backend-ram,id=ram,size={vm.memory}M"]
+        return ["-object", f"memory-backend-ram,{options}"]
     share = "on" if vm.memory_shared else "off"
-    path = quote(vm.memory_file)
     return [
         "-object",
-        f"memory-backend-file,id=ram,size={vm.memory}M,mem-path={path},share={share}",
+        f"memory-backend-file,{options},mem-path={quote(vm.memory_file)},share={share}",
     ]
 
 

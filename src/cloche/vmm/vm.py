@@ -82,6 +82,7 @@ class Vm:
                 cmdline=cmdline,
                 memory_file=memory_file,
                 memory_shared=state is None,
+                reserve=_host_never_overcommits(),
                 incoming=state is not None,
                 share=share,
                 tap_fds=range(FIRST_TAP_FD, FIRST_TAP_FD + len(taps)),
@@ -246,6 +247,11 @@ def _pipe_with(data: bytes) -> int:
     os.write(write_end, data)
     os.close(write_end)
     return read_end
+
+
+def _host_never_overcommits() -> bool:
+    """Whether this host refuses memory that it may not have; QEMU then takes no reserve=off."""
+    return (read_text("/proc/sys/vm/overcommit_memory") or "").strip() == "2"
 
 
 def _describe(status: int) -> str:
