@@ -24,6 +24,7 @@ use crate::port::Port;
 use crate::process::Process;
 use crate::renew;
 use crate::spare::Spare;
+use crate::syncer::{Syncer, Waiting};
 use crate::sys;
 
 const VERSION: u32 = 1;
@@ -49,6 +50,7 @@ pub struct Agent {
     /// For the first container, if it fits.
     pub spare: Option<Spare>,
     relay: Relay,
+    pub syncer: Syncer,
     /// What went wrong at boot, for the host once it has said hello.
     notes: Vec<String>,
 }
@@ -75,6 +77,7 @@ impl Agent {
     ) -> sys::Result<Agent> {
         const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
         let poll = Poll::new()?;
+        let syncer = Syncer::start(&poll)?;
         sys::block_signals(CHILD)?;
         let signals = sys::signal_fd(CHILD)?;
         poll.add(&signals, Kind::Child, 0, EventFlags::IN)?;
@@ -89,6 +92,7 @@ impl Agent {
             slots,
             spare,
             relay: Relay::default(),
+            syncer,
             notes,
         })
     }
@@ -122,6 +126,7 @@ impl Agent {
                 found.into_iter().for_each(|one| one.check_memory(&mut self.port.out));
             }
             Kind::CgroupEvents => self.cgroup_changed(ready.key),
+            Kind::Synced => self.synced(),
             Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {
                 self.relay.ready(ready.kind, ready.key, &self.poll, &mut self.port.out);
             }
@@ -133,15 +138,18 @@ impl Agent {
         while self.port.receive() {
             let mut decoder = core::mem::take(&mut self.port.decoder);
             loop {
+                if self.port.broken {
+                    // There is no way to find the next frame.
+                    decoder.clear();
+                    break;
+                }
                 match decoder.next_frame() {
                     Ok(Some(frame)) => self.frame(&frame),
                     Ok(None) => break,
                     Err(wrong) => {
-                        // There is no way to find the next frame: wait for another connection.
+                        self.port.broken = true;
                         let message = format!("not a frame: {wrong:?}");
                         messages::log(&mut self.port.out, "error", &message);
-                        decoder.clear();
-                        break;
                     }
                 }
             }
@@ -181,8 +189,14 @@ impl Agent {
         match request {
             Request::Hello(hello) => return self.hello(number, hello),
             Request::Renew(fresh) => renew::renew(fresh)?,
-            Request::Mount(plan) => mounts::mount_here(plan)?,
-            Request::Umount(plan) => mounts::unmount_here(plan.target)?,
+            Request::Mount(plan) => {
+                mounts::mount_here(plan)?;
+                self.syncer.mounted(plan);
+            }
+            Request::Umount(plan) => {
+                mounts::unmount_here(plan.target)?;
+                self.syncer.unmounted(plan.target);
+            }
             Request::Create(plan) => return self.create(number, plan, payload),
             Request::Start(plan) => return self.start(number, plan.id),
             Request::Exec(plan) => return self.exec(number, plan),
@@ -192,7 +206,11 @@ impl Agent {
             Request::CgroupWrite(plan) => self.container(plan.id)?.cgroup.write(&plan.values)?,
             Request::CgroupRead(plan) => return self.cgroup_read(number, plan),
             Request::Delete(plan) => return self.delete(number, plan.id),
-            Request::Sync(_) => rustix::fs::sync(),
+            Request::Sync(_) => {
+                if self.syncer.order(Waiting::Request(number)) {
+                    return Ok(Answer::Other);
+                }
+            }
             Request::Shutdown(_) => {
                 rustix::fs::sync();
                 sys::power_off()

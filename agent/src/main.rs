@@ -28,6 +28,7 @@ mod report;
 mod spare;
 mod start;
 mod streams;
+mod syncer;
 mod sys;
 
 use alloc::vec::Vec;

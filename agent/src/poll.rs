@@ -24,12 +24,13 @@ pub enum Kind {
     Report,
     CgroupEvents,
     MemoryEvents,
+    Synced,
     DnsDatagram,
     DnsListener,
     DnsConnection,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Port,
     Kind::Child,
     Kind::Stdin,
@@ -38,6 +39,7 @@ const KINDS: [Kind; 11] = [
     Kind::Report,
     Kind::CgroupEvents,
     Kind::MemoryEvents,
+    Kind::Synced,
     Kind::DnsDatagram,
     Kind::DnsListener,
     Kind::DnsConnection,

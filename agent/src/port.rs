@@ -23,6 +23,8 @@ pub struct Port {
     writable: bool,
     /// The host has said `hello`.
     pub greeted: bool,
+    /// What came was not the protocol: nothing is understood until another host connects.
+    pub broken: bool,
 }
 
 impl Port {
@@ -36,18 +38,26 @@ impl Port {
             readable: false,
             writable: true,
             greeted: false,
+            broken: false,
         })
     }
 
-    /// Notes what epoll said. A host that hung up takes everything under way with it.
+    /// Notes what epoll said.
     pub fn ready(&mut self, flags: EventFlags) {
         if flags.contains(EventFlags::HUP) {
-            self.decoder.clear();
-            self.out.clear();
-            (self.sent, self.greeted) = (0, false);
+            self.forget_host();
         }
         self.readable |= flags.contains(EventFlags::IN);
         self.writable |= flags.contains(EventFlags::OUT);
+    }
+
+    /// A host that hung up takes everything under way with it, in both directions.
+    fn forget_host(&mut self) {
+        let mut left = [0u8; 4096];
+        while io::read(&self.fd, &mut left).is_ok_and(|count| count > 0) {}
+        self.decoder.clear();
+        self.out.clear();
+        (self.sent, self.greeted, self.broken) = (0, false, false);
     }
 
     /// Reads once; true if something came.

@@ -28,6 +28,15 @@ pub enum Stage {
     Running,
 }
 
+/// Whether file systems have been written back since a container's init has ended: whoever hears
+/// of its end may well switch the VM off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    Needless,
+    UnderWay,
+    Done,
+}
+
 pub struct Process {
     pub key: u32,
     /// Key of its container.
@@ -44,6 +53,8 @@ pub struct Process {
     pub status: Option<i32>,
     /// Its exit event has been sent.
     pub told: bool,
+    /// What must be done before that, besides forwarding its output.
+    pub sync: Sync,
     /// Its container is being deleted: output that the host does not take is given up.
     pub hurried: bool,
 }
@@ -124,7 +135,21 @@ impl Process {
         ends: Ends,
     ) -> Process {
         let (status, size, told, hurried) = (None, None, false, false);
-        Process { key, container, exec_id, pid, pidfd, stage, ends, size, status, told, hurried }
+        let sync = Sync::Needless;
+        Process {
+            key,
+            container,
+            exec_id,
+            pid,
+            pidfd,
+            stage,
+            ends,
+            size,
+            status,
+            told,
+            sync,
+            hurried,
+        }
     }
 
     /// Lets the waiting child go on.
@@ -201,7 +226,9 @@ impl Process {
         }
         let hurried = self.hurried;
         let settled = self.sources().all(|source| source.is_settled(hurried));
-        if let Some(status) = self.status.filter(|_| settled && !self.told) {
+        if let Some(status) =
+            self.status.filter(|_| settled && self.sync != Sync::UnderWay && !self.told)
+        {
             messages::exit(out, id, self.exec_id.as_deref(), status);
             self.told = true;
         }

@@ -3,7 +3,8 @@
 use cloche_agent::messages;
 
 use crate::agent::Agent;
-use crate::process::Process;
+use crate::process::{Process, Sync};
+use crate::syncer::Waiting;
 
 impl Agent {
     /// A child has been reaped. Most are ours; the others lost their parent.
@@ -16,9 +17,26 @@ impl Agent {
         let (key, container, is_init) = (process.key, process.container, process.exec_id.is_none());
         // What it reported before it ended comes first.
         self.report(key);
+        if is_init && self.syncer.is_needed() && self.syncer.order(Waiting::Exit(key)) {
+            let found = self.processes.iter_mut().find(|process| process.key == key);
+            found.into_iter().for_each(|process| process.sync = Sync::UnderWay);
+        }
         let found = self.containers.iter().find(|one| one.key == container);
         if let Some(container) = found.filter(|one| is_init && !one.owns_pids) {
             let _ = container.cgroup.kill();
+        }
+    }
+
+    /// File systems have been synced.
+    pub fn synced(&mut self) {
+        for waiting in self.syncer.finished() {
+            match waiting {
+                Waiting::Request(number) => self.reply(number, |writer| writer.nil()),
+                Waiting::Exit(key) => {
+                    let found = self.processes.iter_mut().find(|process| process.key == key);
+                    found.into_iter().for_each(|process| process.sync = Sync::Done);
+                }
+            }
         }
     }
 
