@@ -3,6 +3,7 @@
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use cloche_agent::messages::{Failure, Mount};
 use linux_raw_sys::general as raw;
@@ -36,38 +37,53 @@ pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedF
     }
 }
 
-/// The folder in which the last component of `path` is, made if need be, and that component.
-pub fn parent_in_root(root: impl AsFd, path: &str) -> Result<(OwnedFd, &str)> {
-    let path = path.trim_end_matches('/');
-    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-    if matches!(name, "" | "." | "..") {
-        return Err(Errno::INVAL);
-    }
-    Ok((folder_in_root(root, folder)?, name))
-}
-
 /// Opens the folder `path` below `root`; whatever of it is missing is made.
 pub fn folder_in_root(root: impl AsFd, path: &str) -> Result<OwnedFd> {
-    let root = root.as_fd();
+    folder(root.as_fd(), path, LINKS)
+}
+
+/// Symlinks that are followed to something missing, as in the kernel.
+const LINKS: u32 = 40;
+
+fn folder(root: BorrowedFd, path: &str, links: u32) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     match open_in_root(root, path, flags) {
         Err(Errno::NOENT) => {}
         result => return result,
     }
-    let mut current = open_in_root(root, "", flags)?;
-    let mut walked = String::new();
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        walked.push('/');
-        walked.push_str(part);
-        current = match open_in_root(root, &walked, flags) {
-            Err(Errno::NOENT) => {
-                fs::mkdirat(&current, part, Mode::from_raw_mode(0o755))?;
-                open_in_root(root, &walked, flags)?
-            }
-            result => result?,
-        };
+    let (parent, name) = place(root, path, links)?;
+    match fs::mkdirat(&parent, &name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
     }
-    Ok(current)
+    files::open_at(&parent, &name, flags | OFlags::NOFOLLOW)
+}
+
+/// Where the missing `path` is to be made: the folder, made if need be, and the name in it. Where
+/// symlinks point to what is not there (/etc/resolv.conf of many images), that is it.
+fn place(root: BorrowedFd, path: &str, links: u32) -> Result<(OwnedFd, String)> {
+    let path = path.trim_end_matches('/');
+    let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+    if matches!(name, "" | "." | "..") {
+        return Err(Errno::INVAL);
+    }
+    let parent = folder(root, above, links)?;
+    let Ok(link) = fs::readlinkat(&parent, name, Vec::new()) else {
+        return Ok((parent, name.into()));
+    };
+    let link = link.to_str().map_err(|_| Errno::ILSEQ)?;
+    let links = links.checked_sub(1).ok_or(Errno::LOOP)?;
+    if link.starts_with('/') {
+        place(root, link, links)
+    } else {
+        place(root, &format!("{above}/{link}"), links)
+    }
+}
+
+/// The folder in which `path` is to be made, made itself if need be, and the name in it.
+pub fn parent_in_root(root: impl AsFd, path: &str) -> Result<(OwnedFd, &str)> {
+    let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
+    Ok((folder_in_root(root, above)?, name))
 }
 
 /// The mount's target, made as `kind` says if it is missing.
@@ -75,10 +91,10 @@ fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
     match (open_in_root(root, path, OFlags::PATH), kind) {
         (Err(Errno::NOENT), "dir") => folder_in_root(root, path),
         (Err(Errno::NOENT), "file") => {
-            let (folder, name) = parent_in_root(root, path)?;
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            fs::openat(folder, name, flags, Mode::from_raw_mode(0o644))?;
-            open_in_root(root, path, OFlags::PATH)
+            let (parent, name) = place(root, path, LINKS)?;
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+            files::open_at(&parent, &name, flags)?;
+            files::open_at(&parent, &name, OFlags::PATH | OFlags::NOFOLLOW)
         }
         (result, _) => result,
     }
