@@ -10,7 +10,7 @@ from cloche.guest.agent_binary import find_agent
 from cloche.guest.guest import current_guest, is_current
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
-from cloche.vmm.argv import kernel_cmdline
+from cloche.vmm.argv import cpu_models, kernel_cmdline
 from cloche.vmm.shape import Shape, cpu_count, memory_step
 from cloche.vmm.template import Template, load_template
 from cloche.vmm.vm import Vm
@@ -79,6 +79,7 @@ def start_machine(
     vm = Vm(loop, request.directory)
     vm.launch(
         shape,
+        cpu=template.cpu if template else cpu_models(shape.accel)[-1],
         share=share,
         taps=taps,
         user_network=not taps and request.has_user_network(),

@@ -51,7 +51,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "2"
+FORMAT = "3"
 
 
 def _host_cpu() -> str:

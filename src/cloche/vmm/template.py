@@ -20,19 +20,22 @@ if TYPE_CHECKING:
 class Template:
     """A saved VM, ready to be cloned."""
 
-    def __init__(self, memory_file: str, state: bytes) -> None:
+    def __init__(self, memory_file: str, state: bytes, cpu: str) -> None:
         self.memory_file = memory_file
         self.state = state
+        self.cpu = cpu
 
 
 def load_template(root: str, shape: Shape) -> Template | None:
     """The template of *shape* below *root*, or None where there is none that fits."""
     directory = os.path.join(root, shape.directory_name())
-    manifest = read_text(os.path.join(directory, "manifest.json"))
+    text = read_text(os.path.join(directory, "manifest.json"))
     try:
-        if manifest is None or json.loads(manifest)["identity"] != shape.identity():
+        manifest = json.loads(text or "{}")
+        if manifest.get("identity") != shape.identity():
             return None
         with open(os.path.join(directory, "device"), "rb") as file:
-            return Template(os.path.join(directory, "memory"), file.read())
-    except (OSError, ValueError, KeyError):
+            memory_file = os.path.join(directory, "memory")
+            return Template(memory_file, file.read(), manifest["cpu"])
+    except (OSError, ValueError, KeyError, AttributeError):
         return None

@@ -9,9 +9,10 @@ import shutil
 import socket
 import tempfile
 
-from cloche.base.errors import ClocheError
+from cloche.base.errors import BootError, ClocheError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, read_some
+from cloche.vmm.argv import cpu_models
 from cloche.vmm.shape import MIB, Shape
 from cloche.vmm.template import Template, load_template
 from cloche.vmm.vm import Vm
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # A boot takes 2.5-4 s under TCG here and well under 1 s on KVM; a loaded machine takes longer.
 BOOT_TIMEOUT_S = 90.0
+FAST_BOOT_TIMEOUT_S = 30.0
 SAVE_TIMEOUT_S = 60.0
 
 
@@ -44,21 +46,35 @@ def make_template(
         if existing is not None:
             return existing
         _check_space(root, shape)
-        directory = tempfile.mkdtemp(prefix=".new-", dir=root)
-        try:
-            _boot_and_save(directory, shape, boot, report)
-            target = os.path.join(root, shape.directory_name())
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(directory, target)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
+        _make_with_best_cpu(root, shape, boot, report)
     finally:
         os.close(lock)
     made = load_template(root, shape)
     if made is None:
         raise ClocheError(f"template {shape.directory_name()}: cannot be read back")
     return made
+
+
+def _make_with_best_cpu(
+    root: str, shape: Shape, boot: tuple[str, str, str], report: Callable[[str], None]
+) -> None:
+    """Boot with the fastest CPU model; one that does not come up gives way to the next."""
+    models = cpu_models(shape.accel)
+    for cpu in models:
+        last = cpu == models[-1]
+        directory = tempfile.mkdtemp(prefix=".new-", dir=root)
+        try:
+            timeout = BOOT_TIMEOUT_S if last else FAST_BOOT_TIMEOUT_S
+            _boot_and_save(directory, shape, boot, cpu, timeout, report)
+            target = os.path.join(root, shape.directory_name())
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(directory, target)
+            return
+        except BaseException as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            if last or not isinstance(error, BootError):
+                raise
+            report(f"CPU model {cpu} does not boot with this QEMU, trying {models[-1]}")
 
 
 def remove_unused(root: str, guest_key: str) -> list[str]:
@@ -87,7 +103,12 @@ def _check_space(root: str, shape: Shape) -> None:
 
 
 def _boot_and_save(
-    directory: str, shape: Shape, boot: tuple[str, str, str], report: Callable[[str], None]
+    directory: str,
+    shape: Shape,
+    boot: tuple[str, str, str],
+    cpu: str,
+    timeout: float,
+    report: Callable[[str], None],
 ) -> None:
     memory = os.path.join(directory, "memory")
     share = os.path.join(directory, "share")
@@ -98,9 +119,9 @@ def _boot_and_save(
     loop = Loop()
     vm = Vm(loop, directory)
     try:
-        vm.launch(shape, share=share, boot=boot, memory_file=memory)
+        vm.launch(shape, cpu=cpu, share=share, boot=boot, memory_file=memory)
         report("booting the guest kernel")
-        _wait(loop, vm, vm.ready, BOOT_TIMEOUT_S)
+        _wait(loop, vm, vm.ready, timeout)
         report("saving the VM")
         state = _save(loop, vm, os.path.join(directory, "save.sock"))
     finally:
@@ -111,7 +132,8 @@ def _boot_and_save(
     os.rmdir(share)
     os.unlink(vm.log)
     write_atomically(os.path.join(directory, "device"), state)
-    manifest = {"identity": shape.identity(), "console": vm.console.decode(errors="replace")}
+    console = vm.console.decode(errors="replace")
+    manifest = {"identity": shape.identity(), "cpu": cpu, "console": console}
     write_atomically(os.path.join(directory, "manifest.json"), json.dumps(manifest).encode())
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CONSOLE_KEPT = 16384
 F_SETPIPE_SZ = 1031
+# What QEMU says of every network slot that is not in use.
+NOISE = "is not connected to host network"
 MILESTONE = "cloche-agent: "
 
 # Descriptors in QEMU's table; the taps follow.
@@ -54,6 +56,7 @@ class Vm:
         self,
         shape: Shape,
         *,
+        cpu: str,
         share: str,
         taps: Sequence[int] = (),
         user_network: bool = False,
@@ -72,6 +75,7 @@ class Vm:
                 qemu=shape.qemu,
                 machine=shape.machine,
                 accel=shape.accel,
+                cpu=cpu,
                 cpus=shape.cpus,
                 memory=shape.memory,
                 agent_fd=AGENT_FD,
@@ -229,7 +233,8 @@ class Vm:
         last = milestones[-1].removeprefix(MILESTONE) if milestones else "none"
         parts = [f"VM: {self.step}: {cause}; last boot milestone: {last}"]
         for title, text in (("console", console), ("QEMU", read_text(self.log) or "")):
-            tail = " | ".join(text.strip().splitlines()[-5:])
+            lines = [line for line in text.strip().splitlines() if NOISE not in line]
+            tail = " | ".join(lines[-5:])
             parts.append(f"{title}: {tail[-800:] or '(silent)'}")
         return BootError(
             "; ".join(parts), hint="`cloche setup --check` tells whether kernel and template fit"
