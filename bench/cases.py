@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.bundle import Bundles
 from bench.progress import Progress
 from bench.rounds import Limits, Series, interleave
-from bench.runtimes import CLOCHE, COLD, NAMES, RUNC, RUNSC, Runtime, missing
+from bench.runtimes import CLOCHE, COLD, ID_PREFIX, NAMES, RUNC, RUNSC, Runtime, missing
 from bench.timing import BenchError, Sample, cpu_ns, timed
 
 LIVE = (CLOCHE, RUNC, RUNSC)
@@ -32,8 +32,8 @@ class Bench:
 
 
 def new_id() -> str:
-    """A container id that was not used yet."""
-    return f"b{next(_numbers)}"
+    """A container id that was not used yet, and that no other benchmark uses now."""
+    return f"{ID_PREFIX}{next(_numbers)}"
 
 
 def present(bench: Bench, series: Series, names: tuple[str, ...] = NAMES) -> list[Runtime]:

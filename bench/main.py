@@ -22,7 +22,7 @@ from bench.memory import measure_crowd, measure_idle
 from bench.progress import Progress
 from bench.results import CROWD, MEMORY, PHASES, Results
 from bench.rounds import Limits
-from bench.runtimes import CLOCHE, COLD, make_runtimes
+from bench.runtimes import CLOCHE, COLD, clear_all, make_runtimes
 from bench.timing import BenchError, timed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -43,7 +43,8 @@ _PHASES_SECONDS = 20.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when it ran, whatever it found, 2 when it could not."""
     options = _parse(argv)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         _check(options)
         with _prepared(options.cloche) as bench:
@@ -85,7 +86,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     options = parser.parse_args(argv)
     options.quick_look = options.quick or bool(options.only)
-    options.runs = options.runs or (QUICK_RUNS if options.quick else DEFAULT_RUNS)
+    if options.runs is None:
+        options.runs = QUICK_RUNS if options.quick else DEFAULT_RUNS
     options.only = options.only or list(results.ALL)
     if options.output is None and not options.quick_look:
         options.output = DEFAULT_OUTPUT
@@ -93,7 +95,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    # Once only: what was started is to be cleaned up whatever comes after.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -114,19 +119,15 @@ def _prepared(cloche: Path) -> Iterator[Bench]:
     """A workspace with bundles and the contenders' state; everything in it ends with it."""
     # A short path: sockets are made below it, whose names are limited to 108 bytes.
     workspace = Path(tempfile.mkdtemp(prefix="cloche-bench-"))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, workspace)
         runtimes = make_runtimes(workspace, cloche)
+        stack.callback(clear_all, workspace, runtimes)
         bench = Bench(runtimes, make_bundles(workspace / "b"), workspace, Progress())
-        try:
-            bench.progress.step("cloche setup")
-            _set_up(bench)
-            bench.progress.done()
-            yield bench
-        finally:
-            for runtime in runtimes.values():
-                runtime.clear()
-    finally:
-        shutil.rmtree(workspace)
+        bench.progress.step("cloche setup")
+        _set_up(bench)
+        bench.progress.done()
+        yield bench
 
 
 def _set_up(bench: Bench) -> None:

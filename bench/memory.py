@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.cases import LIVE, Bench, idle_container, new_id, present
-from bench.processes import Process, Usage, all_processes, memory_of, processes_below
+from bench.processes import Process, Usage, all_processes, cgroups_of, memory_of, processes_below
 from bench.rounds import Series
 from bench.runtimes import CLOCHE, RUNC, RUNSC, Runtime
 from bench.timing import BenchError, Command
@@ -165,9 +165,7 @@ def left_overs(runtime: Runtime, ids: list[str]) -> list[str]:
     found += [f"folder {runtime.root / name}" for name in runtime.containers()]
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line.split()[4]}" for line in mounts if f" {runtime.root}/" in line]
-    for name in ids:
-        found += [f"cgroup {path}" for path in Path("/sys/fs/cgroup").glob(f"**/cloche/{name}")]
-    return found
+    return found + [f"cgroup {path}" for name in ids for path in cgroups_of(name)]
 
 
 def _check_memory(mib: int) -> None:

@@ -80,6 +80,20 @@ def processes_below(root: Path, processes: list[Process], own: int) -> list[Proc
     return [process for process in processes if process.pid in inside and process.pid != own]
 
 
+def cgroups_of(container: str) -> list[Path]:
+    """The cgroup folders of *container* (a pattern) in all hierarchies, as cloche makes them."""
+    # cgroup v2 alone has the folder at the top, v1 one in each hierarchy.
+    root = Path("/sys/fs/cgroup")
+    return [*root.glob(f"cloche/{container}"), *root.glob(f"*/cloche/{container}")]
+
+
+def remove_cgroups(container: str) -> None:
+    """Remove the cgroups of *container* (a pattern); one that has processes in it stays."""
+    for path in cgroups_of(container):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
 def memory_of(pids: Iterable[int]) -> Usage:
     """What *pids* take together; a process that is gone takes nothing."""
     pss, private = 0, 0

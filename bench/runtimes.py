@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.processes import Process, all_processes, processes_below
+from bench.processes import Process, all_processes, processes_below, remove_cgroups
 from bench.timing import TIMEOUT_S, BenchError
 
 CLOCHE = "cloche"
@@ -23,6 +26,10 @@ NAMES = (CLOCHE, COLD, RUNC, RUNSC)
 
 RUNSC_FLAGS = ("--rootless=false", "--network=none", "--ignore-cgroups")
 """What lets gVisor run on machines without cgroup v2 delegation or a network to lend."""
+ID_PREFIX = f"bench{os.getpid()}-"
+"""What the ids of our containers begin with; no other benchmark uses the same now."""
+_CLEAR_SECONDS = 20.0
+_CLEAR_PAUSE = 0.1
 _KEPT_VARIABLES = ("CLOCHE_",)
 
 
@@ -118,6 +125,28 @@ def missing(runtime: Runtime) -> str:
     return (
         f"{runtime.program} is not installed: apt-get install {os.path.basename(runtime.program)}"
     )
+
+
+def clear_all(workspace: Path, runtimes: Mapping[str, Runtime]) -> None:
+    """End everything that was started below *workspace*; BenchError when something stays.
+
+    After an interruption that includes commands which had not made their container yet.
+    """
+    deadline = time.monotonic() + _CLEAR_SECONDS
+    while True:
+        for runtime in runtimes.values():
+            runtime.clear()
+        left = processes_below(workspace, all_processes(), os.getpid())
+        if not left:
+            remove_cgroups(f"{ID_PREFIX}*")
+            return
+        if time.monotonic() > deadline:
+            names = ", ".join(f"{process.pid} ({process.command})" for process in left)
+            raise BenchError(f"processes that do not end: {names}")
+        for process in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        select.select([], [], [], _CLEAR_PAUSE)
 
 
 def _packaged(program: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Command:
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
             (os.POSIX_SPAWN_DUP2, self._errors, 2),
         ]
+        self.ended = False
         self.started = time.monotonic_ns()
         try:
             self.pid = os.posix_spawnp(self.argv[0], self.argv, environment, file_actions=actions)
@@ -48,19 +50,28 @@ class Command:
     def finish(self, timeout: float = TIMEOUT_S) -> Sample:
         """Wait for the end; BenchError with stderr's tail when it fails or takes *timeout* s."""
         try:
-            in_time = _ended_within(self.pid, timeout)
-            if not in_time:
-                os.kill(self.pid, 9)
+            if not _ended_within(self.pid, timeout):
+                self._kill()
+                raise BenchError(f"{self._title()}: not done after {timeout:g} s{self._said()}")
             _, status, usage = os.wait4(self.pid, 0)
             wall = time.monotonic_ns() - self.started
-            if not in_time:
-                raise BenchError(f"{self._title()}: not done after {timeout:g} s{self._said()}")
+            self.ended = True
             code = os.waitstatus_to_exitcode(status)
             if code != 0:
                 raise BenchError(f"{self._title()}: exit status {code}{self._said()}")
+        except BaseException:
+            self._kill()
+            raise
         finally:
             os.close(self._errors)
         return Sample(wall / 1e6, (usage.ru_utime + usage.ru_stime) * 1e3)
+
+    def _kill(self) -> None:
+        """End it at once, if it has not ended."""
+        if not self.ended:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.ended = True
 
     def _title(self) -> str:
         return " ".join([os.path.basename(self.argv[0]), *self.argv[1:]])[:120]
