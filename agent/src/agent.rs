@@ -4,9 +4,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use cloche_agent::answers::{self, Failure};
 use cloche_agent::errno;
-use cloche_agent::frames::{Frame, Kind as FrameKind};
-use cloche_agent::messages::{self, Failure, Hello, Network, Request};
+use cloche_agent::frames::{Frame, Kind as FrameKind, MAX_DATA};
+use cloche_agent::messages::{self, Hello, Network, Request};
 use cloche_agent::msgpack::Writer;
 use linux_raw_sys::general as raw;
 use rustix::event::epoll::EventFlags;
@@ -17,12 +18,13 @@ use crate::container::Container;
 use crate::dns::Relay;
 use crate::fail::{Outcome, Step};
 use crate::files;
+use crate::jobs::Job;
 use crate::mounts;
 use crate::network::Slots;
 use crate::poll::{Kind, Poll, Ready};
 use crate::port::Port;
 use crate::process::Process;
-use crate::renew;
+use crate::renew::Renewer;
 use crate::spare::Spare;
 use crate::syncer::{Syncer, Waiting};
 use crate::sys;
@@ -43,6 +45,7 @@ pub struct Agent {
     signals: OwnedFd,
     pub containers: Vec<Container>,
     pub processes: Vec<Process>,
+    pub jobs: Vec<Job>,
     /// The agent's own PID namespace, to come back to after a clone into another one.
     pub own_pids: OwnedFd,
     next_key: u32,
@@ -50,6 +53,7 @@ pub struct Agent {
     /// For the first container, if it fits.
     pub spare: Option<Spare>,
     relay: Relay,
+    renewer: Renewer,
     pub syncer: Syncer,
     /// What went wrong at boot, for the host once it has said hello.
     notes: Vec<String>,
@@ -87,11 +91,13 @@ impl Agent {
             signals,
             containers: Vec::new(),
             processes: Vec::new(),
+            jobs: Vec::new(),
             own_pids: files::open("/proc/self/ns/pid", OFlags::RDONLY)?,
             next_key: 0,
             slots,
             spare,
             relay: Relay::default(),
+            renewer: Renewer::prepare()?,
             syncer,
             notes,
         })
@@ -127,6 +133,7 @@ impl Agent {
             }
             Kind::CgroupEvents => self.cgroup_changed(ready.key),
             Kind::Synced => self.synced(),
+            Kind::Job => self.job_ready(ready.key),
             Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {
                 self.relay.ready(ready.kind, ready.key, &self.poll, &mut self.port.out);
             }
@@ -149,7 +156,7 @@ impl Agent {
                     Err(wrong) => {
                         self.port.broken = true;
                         let message = format!("not a frame: {wrong:?}");
-                        messages::log(&mut self.port.out, "error", &message);
+                        answers::log(&mut self.port.out, "error", &message);
                     }
                 }
             }
@@ -188,7 +195,7 @@ impl Agent {
         }
         match request {
             Request::Hello(hello) => return self.hello(number, hello),
-            Request::Renew(fresh) => renew::renew(fresh)?,
+            Request::Renew(fresh) => self.renewer.renew(fresh)?,
             Request::Mount(plan) => {
                 mounts::mount_here(plan)?;
                 self.syncer.mounted(plan);
@@ -244,7 +251,7 @@ impl Agent {
             writer.uint(boot_ns);
         });
         for note in core::mem::take(&mut self.notes) {
-            messages::log(&mut self.port.out, "warning", &note);
+            answers::log(&mut self.port.out, "warning", &note);
         }
         Ok(Answer::Other)
     }
@@ -257,19 +264,27 @@ impl Agent {
         self.relay.listen(&plan.dns_relay, &self.poll)
     }
 
+    /// Answers a request; what would not fit a frame becomes an error.
     pub fn reply(&mut self, number: u64, value: impl FnOnce(&mut Writer)) {
-        messages::reply(&mut self.port.out, number, value);
+        let start = self.port.out.len();
+        answers::reply(&mut self.port.out, number, value);
+        let size = self.port.out.len() - start;
+        if size > MAX_DATA {
+            self.port.out.truncate(start);
+            let message = format!("a reply of {size} bytes does not fit");
+            self.refuse(number, &Failure::worded("reply", "", errno::EMSGSIZE, message));
+        }
     }
 
     pub fn refuse(&mut self, number: u64, failure: &Failure) {
         let mut bytes = Vec::new();
         failure.write(&mut bytes);
-        messages::refuse(&mut self.port.out, number, &bytes);
+        answers::refuse(&mut self.port.out, number, &bytes);
     }
 
     /// Tells the host of something that did not go well but does not matter to any request.
     pub fn warn(&mut self, message: &str) {
-        messages::log(&mut self.port.out, "warning", message);
+        answers::log(&mut self.port.out, "warning", message);
     }
 
     /// A number that has not been used before.

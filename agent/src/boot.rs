@@ -84,6 +84,16 @@ pub fn enable_controllers(notes: &mut Notes) {
     }
 }
 
+/// Lifts the kernel's limits on the number of processes: memory runs out first, and then a
+/// container's process is killed. Else a fork bomb would keep the agent from making any.
+pub fn lift_limits(notes: &mut Notes) {
+    const LIMITS: [(&str, &str); 2] =
+        [("/proc/sys/kernel/pid_max", "4194304"), ("/proc/sys/kernel/threads-max", "4194304")];
+    for (path, value) in LIMITS {
+        note(notes, path, files::write(path, value.as_bytes()));
+    }
+}
+
 /// Loads the modules that /modules/load lists, in its order.
 pub fn load_modules(notes: &mut Notes) {
     let list = match files::read("/modules/load") {

@@ -4,8 +4,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Failure, Setting};
+use cloche_agent::messages::Setting;
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;

@@ -3,7 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use cloche_agent::messages::{self, Setting};
+use cloche_agent::answers;
+use cloche_agent::messages::Setting;
 use linux_raw_sys::general as raw;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
@@ -96,7 +97,7 @@ impl Container {
         let count = cgroup::number(&watched.text(), "oom_kill");
         if count > self.oom_kills {
             self.oom_kills = count;
-            messages::oom(out, &self.id, count);
+            answers::oom(out, &self.id, count);
         }
     }
 

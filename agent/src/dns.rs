@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
-use cloche_agent::messages;
+use cloche_agent::answers;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -17,8 +17,8 @@ use crate::sys::Result;
 const PORT: u16 = 53;
 /// Questions without an answer that are remembered, and open connections; the oldest go first.
 const MOST: usize = 256;
-/// Longest DNS message.
-const LONGEST: usize = 65_535;
+/// Longest question. (Answers may be of any length.)
+const LONGEST: usize = 16_384;
 
 #[derive(Default)]
 pub struct Relay {
@@ -94,7 +94,7 @@ impl Relay {
             };
             let asker = Asker::Datagram(key, from);
             let number = remember(&mut self.questions, &mut self.last, asker);
-            messages::dns_query(out, number, &server.address, false, &buffer[..size]);
+            answers::dns_query(out, number, &server.address, false, &buffer[..size]);
         }
     }
 
@@ -124,7 +124,7 @@ impl Relay {
         let open = connection.receive();
         while let Some(message) = connection.next() {
             let number = remember(&mut self.questions, &mut self.last, Asker::Connection(key));
-            messages::dns_query(out, number, &connection.address, true, &message);
+            answers::dns_query(out, number, &connection.address, true, &message);
         }
         if !open {
             self.connections.swap_remove(index);
@@ -179,7 +179,7 @@ impl Connection {
     /// Reads what is there; false once the client has closed its end.
     fn receive(&mut self) -> bool {
         let mut buffer = [0u8; 2048];
-        while self.received.len() <= LONGEST + 2 {
+        while self.received.len() <= LONGEST {
             match net::recv(&self.socket, &mut buffer, RecvFlags::empty()) {
                 Ok((0, _)) => return false,
                 Ok((size, _)) => self.received.extend_from_slice(&buffer[..size]),

@@ -9,8 +9,9 @@ pub const EEXIST: i32 = 17;
 pub const ENODEV: i32 = 19;
 pub const EINVAL: i32 = 22;
 pub const EPROTO: i32 = 71;
+pub const EMSGSIZE: i32 = 90;
 
-const TEXTS: [(i32, &str); 46] = [
+const TEXTS: [(i32, &str); 47] = [
     (1, "operation not permitted"),
     (2, "no such file or directory"),
     (3, "no such process"),
@@ -50,6 +51,7 @@ const TEXTS: [(i32, &str); 46] = [
     (62, "timer expired"),
     (71, "protocol error"),
     (75, "value too large for defined data type"),
+    (90, "message too long"),
     (95, "operation not supported"),
     (97, "address family not supported by protocol"),
     (98, "address already in use"),

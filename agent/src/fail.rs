@@ -1,6 +1,6 @@
 //! Turning system errors into failures that name step and object.
 
-use cloche_agent::messages::Failure;
+use cloche_agent::answers::Failure;
 use rustix::io::Errno;
 
 pub type Outcome<T> = Result<T, Failure>;

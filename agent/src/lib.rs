@@ -3,6 +3,8 @@
 
 extern crate alloc;
 
+pub mod answers;
+pub mod decode;
 pub mod errno;
 pub mod flow;
 pub mod frames;

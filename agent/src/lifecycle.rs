@@ -3,10 +3,9 @@
 use alloc::format;
 use alloc::vec::Vec;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{
-    CgroupRead, Container as Plan, Exec, Failure, Freeze, Resize, Signal,
-};
+use cloche_agent::messages::{CgroupRead, Container as Plan, Exec, Freeze, Resize, Signal};
 use linux_raw_sys::general as raw;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
@@ -18,7 +17,6 @@ use crate::child;
 use crate::container::Container;
 use crate::fail::{Outcome, Step};
 use crate::files;
-use crate::listing;
 use crate::process::{self, Ends, Process, Stage};
 use crate::spare::Spare;
 use crate::sys::{self, Fork};
@@ -261,18 +259,6 @@ impl Agent {
         Ok(Answer::Other)
     }
 
-    pub fn list_processes(&mut self, number: u64, id: &str) -> Outcome<Answer> {
-        let found = listing::list(&self.container(id)?.cgroup.processes());
-        self.reply(number, |writer| {
-            writer.array(found.entries.len());
-            found.entries.iter().for_each(|entry| writer.out.extend_from_slice(entry));
-        });
-        if found.left_out > 0 {
-            self.warn(&format!("processes {id}: {} more do not fit the reply", found.left_out));
-        }
-        Ok(Answer::Other)
-    }
-
     /// Kills what is left; the reply comes once nothing is.
     pub fn delete(&mut self, number: u64, id: &str) -> Outcome<Answer> {
         let index = self.index_of(id)?;
@@ -288,6 +274,7 @@ impl Agent {
         for process in self.processes.iter_mut().filter(|process| process.container == key) {
             process.hurried = true;
         }
+        self.end_jobs(id);
         Ok(Answer::Other)
     }
 

@@ -15,6 +15,7 @@ mod copyup;
 mod dns;
 mod fail;
 mod files;
+mod jobs;
 mod lifecycle;
 mod listing;
 mod mounts;
@@ -41,6 +42,7 @@ extern "C" fn main() -> ! {
     console::milestone("booted");
     boot::mount_all(&mut notes);
     boot::enable_controllers(&mut notes);
+    boot::lift_limits(&mut notes);
     console::milestone("mounts done");
     boot::load_modules(&mut notes);
     console::milestone("modules loaded");

@@ -10,8 +10,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Failure, Interface, Network, Route};
+use cloche_agent::messages::{Interface, Network, Route};
 use cloche_agent::netlink::{self, Link};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl::{SIOCGIFHWADDR, SIOCGIFINDEX};

@@ -25,12 +25,13 @@ pub enum Kind {
     CgroupEvents,
     MemoryEvents,
     Synced,
+    Job,
     DnsDatagram,
     DnsListener,
     DnsConnection,
 }
 
-const KINDS: [Kind; 12] = [
+const KINDS: [Kind; 13] = [
     Kind::Port,
     Kind::Child,
     Kind::Stdin,
@@ -40,6 +41,7 @@ const KINDS: [Kind; 12] = [
     Kind::CgroupEvents,
     Kind::MemoryEvents,
     Kind::Synced,
+    Kind::Job,
     Kind::DnsDatagram,
     Kind::DnsListener,
     Kind::DnsConnection,

@@ -3,7 +3,8 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use cloche_agent::messages::{self, Process as Plan};
+use cloche_agent::answers;
+use cloche_agent::messages::Process as Plan;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 use rustix::io;
@@ -229,7 +230,7 @@ impl Process {
         if let Some(status) =
             self.status.filter(|_| settled && self.sync != Sync::UnderWay && !self.told)
         {
-            messages::exit(out, id, self.exec_id.as_deref(), status);
+            answers::exit(out, id, self.exec_id.as_deref(), status);
             self.told = true;
         }
         busy

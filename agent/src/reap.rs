@@ -1,6 +1,6 @@
 //! Streams and ends of processes.
 
-use cloche_agent::messages;
+use cloche_agent::answers;
 
 use crate::agent::Agent;
 use crate::process::{Process, Sync};
@@ -63,7 +63,7 @@ impl Agent {
         if sink.receive(data).is_err() {
             let message =
                 alloc::format!("stream {stream}: more than there was credit for, dropped");
-            messages::log(&mut self.port.out, "error", &message);
+            answers::log(&mut self.port.out, "error", &message);
         }
     }
 

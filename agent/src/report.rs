@@ -2,8 +2,8 @@
 
 use alloc::format;
 
+use cloche_agent::answers::{self, Failure};
 use cloche_agent::errno;
-use cloche_agent::messages::{self, Failure};
 use linux_raw_sys::general as raw;
 use rustix::io;
 
@@ -86,11 +86,11 @@ impl Agent {
         process.ends.report = None;
         match process.stage {
             Stage::Preparing(number) => {
-                messages::refuse(&mut self.port.out, number, failure);
+                answers::refuse(&mut self.port.out, number, failure);
                 self.discard(index);
             }
             Stage::Starting(number) => {
-                messages::refuse(&mut self.port.out, number, failure);
+                answers::refuse(&mut self.port.out, number, failure);
                 if process.exec_id.is_some() {
                     self.discard(index);
                 } else {

@@ -6,7 +6,7 @@
 
 use cloche_agent::messages::{Container as Plan, Process as ProcessPlan};
 use linux_raw_sys::general as raw;
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
 use rustix::io::{self, Errno};
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -80,8 +80,8 @@ impl Spare {
     /// Sends it the request that it is to carry out; an error if it is gone.
     pub fn send(&self, request: &[u8], is_connected: bool) -> Result<()> {
         let [a, b, c, d] = (request.len() as u32).to_le_bytes();
-        write_all(&self.go, &[a, b, c, d, is_connected.into()])?;
-        write_all(&self.go, request)
+        sys::write_all(&self.go, &[a, b, c, d, is_connected.into()])?;
+        sys::write_all(&self.go, request)
     }
 
     /// The parts: process, its ends (those of `plan`), and what its container keeps.
@@ -103,15 +103,4 @@ impl Spare {
         }
         (self.pid, self.pidfd, ends, self.cgroup, self.mounts)
     }
-}
-
-fn write_all(pipe: impl AsFd, mut bytes: &[u8]) -> Result<()> {
-    while !bytes.is_empty() {
-        match io::write(&pipe, bytes) {
-            Ok(count) => bytes = &bytes[count..],
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
 }

@@ -104,11 +104,7 @@ impl Source {
             return false;
         };
         let at = frames::begin(out, self.stream, Kind::Data);
-        let start = out.len();
-        out.resize(start + size, 0);
-        let result = io::read(fd, &mut out[start..]);
-        out.truncate(start + result.unwrap_or(0));
-        match result {
+        match append(fd, out, size) {
             Ok(count @ 1..) => {
                 frames::finish(out, at);
                 self.forwarded(count);
@@ -139,6 +135,16 @@ impl Source {
             *owed = owed.saturating_sub(count);
         }
     }
+}
+
+/// Reads at most `size` bytes and appends them.
+fn append(fd: &OwnedFd, out: &mut Vec<u8>, size: usize) -> sys::Result<usize> {
+    out.reserve(size);
+    let (read, _) = io::read(fd, &mut out.spare_capacity_mut()[..size])?;
+    let count = read.len();
+    // SAFETY: the kernel has filled that many bytes behind the old end.
+    unsafe { out.set_len(out.len() + count) };
+    Ok(count)
 }
 
 /// Input of a process on its way from the host.

@@ -37,6 +37,18 @@ fn raw_fd(fd: impl AsFd) -> usize {
     fd.as_fd().as_raw_fd() as usize
 }
 
+/// Writes all of `bytes`; `file` must be one that blocks.
+pub fn write_all(file: impl AsFd, mut bytes: &[u8]) -> Result<()> {
+    while !bytes.is_empty() {
+        match rustix::io::write(&file, bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// The side of a fork that returned.
 pub enum Fork {
     Child,

@@ -2,8 +2,9 @@
 
 use serde_json::{json, Map, Value};
 
+use crate::answers::{self, Failure};
 use crate::frames::{self, Decoder, Frame, Kind};
-use crate::messages::{self, Failure};
+use crate::messages;
 use crate::msgpack::{Reader, Writer};
 
 fn vectors(group: &str) -> Vec<Value> {
@@ -193,18 +194,18 @@ fn made(make: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
 
 #[test]
 fn events_and_errors_are_the_vectors() {
-    assert_eq!(made(|out| messages::exit(out, "box", None, 32512)), frame_of("exit"));
-    assert_eq!(made(|out| messages::exit(out, "box", Some("e1"), 9)), frame_of("exit of an exec"));
-    assert_eq!(made(|out| messages::oom(out, "box", 3)), frame_of("oom"));
-    let query = made(|out| messages::dns_query(out, 3, "127.0.0.11", false, b"\x12\x34\x01\x00"));
+    assert_eq!(made(|out| answers::exit(out, "box", None, 32512)), frame_of("exit"));
+    assert_eq!(made(|out| answers::exit(out, "box", Some("e1"), 9)), frame_of("exit of an exec"));
+    assert_eq!(made(|out| answers::oom(out, "box", 3)), frame_of("oom"));
+    let query = made(|out| answers::dns_query(out, 3, "127.0.0.11", false, b"\x12\x34\x01\x00"));
     assert_eq!(query, frame_of("dns_query"));
     let text = "hugetlb: operation not permitted";
-    assert_eq!(made(|out| messages::log(out, "warning", text)), frame_of("log"));
+    assert_eq!(made(|out| answers::log(out, "warning", text)), frame_of("log"));
     assert_eq!(made(|out| frames::credit(out, 1, 65536)), frame_of("credit"));
     let message = "exec: \"foo\": executable file not found in $PATH".to_owned();
     let mut error = Vec::new();
     Failure::worded("exec", "foo", 2, message).write(&mut error);
-    assert_eq!(made(|out| messages::refuse(out, 8, &error)), frame_of("reply: an error"));
-    let nothing = made(|out| messages::reply(out, 2, |writer| writer.nil()));
+    assert_eq!(made(|out| answers::refuse(out, 8, &error)), frame_of("reply: an error"));
+    let nothing = made(|out| answers::reply(out, 2, |writer| writer.nil()));
     assert_eq!(nothing, frame_of("reply: nothing to tell"));
 }

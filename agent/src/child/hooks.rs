@@ -3,8 +3,9 @@
 use alloc::ffi::CString;
 use alloc::format;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Failure, Hook};
+use cloche_agent::messages::Hook;
 use linux_raw_sys::general as raw;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;

@@ -2,8 +2,9 @@
 
 use alloc::format;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Failure, Process};
+use cloche_agent::messages::Process;
 use linux_raw_sys::prctl;
 use rustix::fd::BorrowedFd;
 use rustix::fs::{self, Gid, Uid};

@@ -4,8 +4,9 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::String;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Failure, Process};
+use cloche_agent::messages::Process;
 use cloche_agent::program as names;
 use rustix::fs::{self, Access, AtFlags, FileType};
 use rustix::io::Errno;

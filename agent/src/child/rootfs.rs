@@ -5,8 +5,9 @@
 
 use alloc::format;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Container, Device, Failure, Setting};
+use cloche_agent::messages::{Container, Device, Setting};
 use linux_raw_sys::general as raw;
 use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, Uid};
