@@ -59,6 +59,9 @@ impl Relay {
     /// Listens on port 53 of each of `addresses`.
     pub fn listen(&mut self, addresses: &[&str], poll: &Poll) -> Outcome<()> {
         for text in addresses {
+            if self.servers.iter().any(|server| server.address == *text) {
+                continue;
+            }
             let address = network::parse(text)?;
             let key = self.new_key();
             let server = Server::open(key, text, address, poll).step("dns relay", text)?;

@@ -58,16 +58,18 @@ pub fn init(plan: &Container, wires: Wires) -> ! {
 
 /// Becomes the init of a container that is not known yet. Never returns.
 pub fn spare(wires: Wires, connected: Option<&OwnedFd>) -> ! {
-    let (stock, apart) = match prepare_spare(wires, connected) {
+    let (mut stock, apart) = match prepare_spare(wires, connected) {
         Ok(prepared) => prepared,
         Err(_) => sys::exit(1),
     };
     send(&[READY]);
     let Ok((request, is_connected)) = receive_request() else { sys::exit(1) };
-    if !is_connected {
-        if let Some(Err(_)) = apart.map(|apart| sys::setns(&apart, CLONE_NEWNET)) {
+    if let Some(apart) = apart.filter(|_| !is_connected) {
+        if sys::setns(&apart, CLONE_NEWNET).is_err() {
             sys::exit(1)
         }
+        // It shows the network devices of the namespace in which it was made.
+        stock.discard("sysfs");
     }
     // The agent has understood this request before: it is a `create`.
     let (_, Ok(Request::Create(plan))) = messages::request(&request) else { sys::exit(1) };

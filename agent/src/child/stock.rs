@@ -62,6 +62,11 @@ impl Stock {
         stock
     }
 
+    /// Takes a type out of stock.
+    pub fn discard(&mut self, fstype: &str) {
+        self.ready.retain(|ready| ready.fstype != fstype);
+    }
+
     /// The file system for `plan`, with the plan's flags, if it is in stock.
     pub fn take(&mut self, plan: &Mount) -> Option<Result<OwnedFd>> {
         if plan.flags & !OF_MOUNT != 0 || plan.tmpcopyup.0 {
