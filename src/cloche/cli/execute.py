@@ -189,17 +189,9 @@ def _in_foreground(state: State, process: dict[str, Any], flags: Flags) -> int:
 
     client = Client(state)
     terminal = bool(process.get("terminal"))
-    if terminal and not os.isatty(0):
-        return _with_own_terminal(client, process, flags)
     with raw_terminal(terminal):
         client.request("exec", [0, 1, 2], process=process, paused=flags.on("ignore-paused"))
         return _until_exit(client, lambda: None)
-
-
-def _with_own_terminal(client: Client, process: dict[str, Any], flags: Flags) -> int:
-    """A terminal although our input is none: as runc, its output goes to our stdout."""
-    client.request("exec", [0, 1, 2], process=process, paused=flags.on("ignore-paused"))
-    return _until_exit(client, lambda: None)
 
 
 def _until_exit(client: Client, started: Callable[[], None]) -> int:
@@ -213,7 +205,9 @@ def _until_exit(client: Client, started: Callable[[], None]) -> int:
     poller.register(client.fileno(), select.POLLIN)
     poller.register(read_end, select.POLLIN)
     while True:
-        for fd, _ in poller.poll():
+        # The exit may have come together with the answer to the request.
+        ready = [client.fileno()] if client.has_message() else [fd for fd, _ in poller.poll()]
+        for fd in ready:
             if fd == client.fileno():
                 message = client.receive()
                 return 137 if message is None else int(message["exit"])

@@ -72,6 +72,10 @@ class Client:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def has_message(self) -> bool:
+        """Whether a message has arrived already: poll would not tell."""
+        return b"\n" in self._buffer
+
     def fileno(self) -> int:
         """The descriptor, for poll."""
         return self._socket.fileno()
