@@ -36,7 +36,14 @@ RUN = Verb(
 )
 
 
-def _request(context: Context, flags: Flags, container_id: str, *, foreground: bool) -> Request:
+def _request(
+    context: Context,
+    flags: Flags,
+    container_id: str,
+    *,
+    foreground: bool = False,
+    at_once: bool = False,
+) -> Request:
     if flags.number("preserve-fds"):
         raise ConfigError("--preserve-fds: a VM cannot be given descriptors of the host")
     return Request(
@@ -46,13 +53,14 @@ def _request(context: Context, flags: Flags, container_id: str, *, foreground: b
         settings=load_settings(),
         console_socket=flags.text("console-socket"),
         foreground=foreground,
+        at_once=at_once,
     )
 
 
 def create(context: Context, args: list[str]) -> int:
     """`cloche create`."""
     flags, container_id = CREATE.one_id(args)
-    request = _request(context, flags, container_id, foreground=False)
+    request = _request(context, flags, container_id)
     created = _bring_up(context, request, "create")
     _write_pid_file(flags.text("pid-file"), created)
     write_timings(context, created)
@@ -64,7 +72,7 @@ def run(context: Context, args: list[str]) -> int:
     flags, container_id = RUN.one_id(args)
     detach = flags.on("detach")
     foreground = not detach and not flags.text("console-socket")
-    request = _request(context, flags, container_id, foreground=foreground)
+    request = _request(context, flags, container_id, foreground=foreground, at_once=True)
     created = start_now(context, request, pid_file=flags.text("pid-file"))
     if detach:
         return 0

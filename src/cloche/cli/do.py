@@ -47,6 +47,7 @@ def do(context: Context, args: list[str]) -> int:
             bundle=bundle,
             settings=settings,
             foreground=True,
+            at_once=True,
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
         )

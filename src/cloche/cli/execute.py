@@ -66,10 +66,10 @@ def execute(context: Context, args: list[str]) -> int:
             raise StateError("cannot exec in a stopped container")
         process = _process(flags, state)
         if flags.on("detach"):
-            return _detached(flags, state, process)
+            return _detached(context, flags, state, process)
         if process.get("terminal") and flags.text("console-socket"):
-            return _relay(state, process, flags, console=True, started=lambda pid: None)
-        return _in_foreground(state, process, flags)
+            return _relay(context, state, process, flags, console=True, started=lambda pid: None)
+        return _in_foreground(context, state, process, flags)
     except ClocheError as error:
         error.message = f"exec failed: {error.message}"
         error.exit_code = EXIT_FAILED
@@ -87,6 +87,8 @@ def _process(flags: Flags, state: State) -> dict[str, Any]:
                 process: dict[str, Any] = json.load(file)
         except (OSError, ValueError) as error:
             raise ConfigError(f"--process {path}: {error}") from None
+        if not isinstance(process, dict):
+            raise ConfigError(f"--process {path}: $: an object is expected")
         return process
     if len(flags.arguments) < 2:
         raise ConfigError("process args cannot be empty", hint=f"cloche {EXEC.usage}")
@@ -120,7 +122,7 @@ def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
     return process
 
 
-def _detached(flags: Flags, state: State, process: dict[str, Any]) -> int:
+def _detached(context: Context, flags: Flags, state: State, process: dict[str, Any]) -> int:
     """Leave a process behind that stands for the one in the guest."""
     read_end, write_end = os.pipe()
     pid = os.fork()
@@ -128,7 +130,7 @@ def _detached(flags: Flags, state: State, process: dict[str, Any]) -> int:
         os.close(read_end)
         code = EXIT_FAILED
         try:
-            code = _stand_in(flags, state, process, write_end)
+            code = _stand_in(context, flags, state, process, write_end)
         finally:
             os._exit(code)
     os.close(write_end)
@@ -142,14 +144,16 @@ def _detached(flags: Flags, state: State, process: dict[str, Any]) -> int:
     return 0
 
 
-def _stand_in(flags: Flags, state: State, process: dict[str, Any], report: int) -> int:
+def _stand_in(
+    context: Context, flags: Flags, state: State, process: dict[str, Any], report: int
+) -> int:
     def started(_: int) -> None:
         os.write(report, b"{}")
         os.close(report)
 
     try:
         console = bool(process.get("terminal"))
-        return _relay(state, process, flags, console=console, started=started)
+        return _relay(context, state, process, flags, console=console, started=started)
     except ClocheError as error:
         message = {"message": error.message, "hint": error.hint}
         os.write(report, json.dumps(message).encode())
@@ -157,6 +161,7 @@ def _stand_in(flags: Flags, state: State, process: dict[str, Any], report: int) 
 
 
 def _relay(
+    context: Context,
     state: State,
     process: dict[str, Any],
     flags: Flags,
@@ -177,21 +182,31 @@ def _relay(
         )
         fds = [slave, slave]
     client = Client(state)
-    pid = client.request("exec", fds, process=process, paused=flags.on("ignore-paused"))
+    pid = _request(context, client, fds, process, flags)
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
     return _until_exit(client, lambda: started(pid))
 
 
-def _in_foreground(state: State, process: dict[str, Any], flags: Flags) -> int:
+def _in_foreground(context: Context, state: State, process: dict[str, Any], flags: Flags) -> int:
     from cloche.cli.foreground import raw_terminal
 
     client = Client(state)
     terminal = bool(process.get("terminal"))
     with raw_terminal(terminal):
-        client.request("exec", [0, 1, 2], process=process, paused=flags.on("ignore-paused"))
+        _request(context, client, [0, 1, 2], process, flags)
         return _until_exit(client, lambda: None)
+
+
+def _request(
+    context: Context, client: Client, fds: list[int], process: dict[str, Any], flags: Flags
+) -> int:
+    """Have the process started, with *fds* as its stdio; its pid in the guest."""
+    answer = client.request("exec", fds, process=process, paused=flags.on("ignore-paused"))
+    for warning in answer["warnings"]:
+        context.log.warning(warning)
+    return int(answer["pid"])
 
 
 def _until_exit(client: Client, started: Callable[[], None]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import ClocheError, GuestError
+from cloche.base.errors import BootError, ClocheError, GuestError
 from cloche.base.loop import Future
 from cloche.heart.streams import InputRelay, OutputRelay
 from cloche.wire import frames
@@ -43,7 +43,7 @@ class Agent:
         self._last_stream = 0
         self._broken: ClocheError | None = None
         vm.on_agent = self._on_data
-        vm.exited.on_done(lambda _: self._fail(vm.failure("the VM has ended")))
+        vm.exited.on_done(lambda _: self._vm_ended())
 
     def call(self, op: str, fields: dict[str, Any] | None = None) -> Future:
         """Send a request; the future holds its value, or AgentError."""
@@ -151,6 +151,11 @@ class Agent:
             future.fail(AgentError(reply.error))
         else:
             future.set(reply.value)
+
+    def _vm_ended(self) -> None:
+        # The full story costs a read of QEMU's log: only where somebody waits for an answer.
+        untold = BootError("VM: has ended")
+        self._fail(self._vm.failure("the VM has ended") if self._pending else untold)
 
     def _fail(self, error: ClocheError) -> None:
         if self._broken is None:

@@ -38,6 +38,7 @@ class Container:
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
         self.oom_kills = 0
+        self.paused_from = CREATED
         self.state = State(request.root, request.id, {"status": "creating"})
 
     def prepare(self) -> None:
@@ -181,13 +182,17 @@ class Container:
         guest = GuestProcess(self.sandbox.agent, self.id, exec_id, fds, terminal=process.terminal)
         size = guest.size
         plan: dict[str, Any]
-        plan, warnings = compile_process(
-            process,
-            self.config,
-            streams=guest.streams,
-            terminal_size=size if size != (0, 0) else None,
-            seccomp_cache=self.seccomp_cache,
-        )
+        try:
+            plan, warnings = compile_process(
+                process,
+                self.config,
+                streams=guest.streams,
+                terminal_size=size if size != (0, 0) else None,
+                seccomp_cache=self.seccomp_cache,
+            )
+        except BaseException:
+            guest.abandon()
+            raise
         self.processes[exec_id] = guest
         return guest, plan, warnings
 

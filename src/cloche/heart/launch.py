@@ -39,7 +39,11 @@ class Timings:
 
 
 class Request:
-    """One container to be created in a VM of its own."""
+    """One container to be created in a VM of its own.
+
+    *foreground*: the caller follows it to its end. *at_once*: it is started as soon as it is
+    created. *image* is an erofs image that goes to a block slot as its root.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Request:
         foreground: bool = False,
         image: str = "",
         user_network: bool = False,
+        at_once: bool = False,
         quiet_warnings: bool = False,
     ) -> None:
         self.root = root
@@ -62,6 +67,7 @@ class Request:
         self.foreground = foreground
         self.image = image
         self.user_network = user_network
+        self.at_once = at_once
         self.quiet_warnings = quiet_warnings
         self.timings = Timings()
         self.glance = Glance(os.path.join(self.bundle, "config.json"))
@@ -77,7 +83,15 @@ class Request:
 
     def has_own_empty_network(self) -> bool:
         """Whether the network namespace is new and no hook puts anything into it."""
-        return self.glance.network == NEW_NETWORK and not self.glance.has_network_hooks
+        return (
+            self.glance.network == NEW_NETWORK
+            and not self.glance.has_network_hooks
+            and not self.user_network
+        )
+
+    def stays_alone(self) -> bool:
+        """Whether there is nobody who could put an interface into the namespace before `start`."""
+        return self.at_once and self.has_own_empty_network()
 
     def memory_mib(self) -> int:
         """The VM's memory in MiB."""

@@ -33,6 +33,7 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
     container = _container(connection, request)
     if container.state.fields["status"] != CREATED:
         raise StateError(f"cannot start a container that is {container.state.fields['status']}")
+    await connection.sandbox.adopt_late(container)
     await connection.sandbox.agent.call("start", {"id": container.id})
     await connection.sandbox.started(container)
 
@@ -53,17 +54,22 @@ async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) 
         raise StateError("container not running") from None
 
 
-async def execute(connection: Connection, request: dict[str, Any], fds: list[int]) -> int:
+async def execute(
+    connection: Connection, request: dict[str, Any], fds: list[int]
+) -> dict[str, Any]:
     """Start another process in the container; its exit is told on the connection later."""
-    container = _container(connection, request)
-    status = container.state.fields["status"]
-    if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
+    try:
+        container = _container(connection, request)
+        status = container.state.fields["status"]
+        if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
+            raise StateError(f"cannot exec in a {status} container")
+        process = load_process(json.dumps(request["process"]).encode(), "process")
+    except BaseException:
         for fd in fds:
             os.close(fd)
-        raise StateError(f"cannot exec in a {status} container")
+        raise
     exec_id = f"{os.getpid()}-{connection.sandbox.next_number()}"
-    process = load_process(json.dumps(request["process"]).encode(), "process")
-    guest, plan, _warnings = container.new_process(exec_id, process, tuple(fds))
+    guest, plan, warnings = container.new_process(exec_id, process, tuple(fds))
     future = connection.sandbox.agent.call(
         "exec", {"id": container.id, "exec_id": exec_id, "process": plan}
     )
@@ -76,7 +82,7 @@ async def execute(connection: Connection, request: dict[str, Any], fds: list[int
         raise
     guest.pid = int(reply["pid"])
     connection.process = guest
-    return guest.pid
+    return {"pid": guest.pid, "warnings": warnings}
 
 
 async def pause(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
@@ -85,6 +91,7 @@ async def pause(connection: Connection, request: dict[str, Any], fds: list[int])
     if container.state.fields["status"] not in (RUNNING, CREATED):
         raise StateError(f"container not running: {container.state.fields['status']}")
     await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": True})
+    container.paused_from = container.state.fields["status"]
     container.set_status(PAUSED)
 
 
@@ -94,7 +101,7 @@ async def resume(connection: Connection, request: dict[str, Any], fds: list[int]
     if container.state.fields["status"] != PAUSED:
         raise StateError("container not paused")
     await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
-    container.set_status(RUNNING)
+    container.set_status(container.paused_from)
 
 
 async def processes(

@@ -133,8 +133,9 @@ class Sandbox:
 
     def _network(self, container: Container) -> dict[str, Any] | None:
         """The `network` request for what the namespace holds; None for a loopback only."""
-        alone = not self.taps and not self.request.has_user_network()
-        if alone or self.request.has_own_empty_network():
+        if self.request.has_own_empty_network():
+            return None  # looked at again at `start`, should somebody fill it until then
+        if not self.taps and not self.request.has_user_network():
             return None
         from cloche.heart.network import GuestNetwork
 
@@ -143,18 +144,31 @@ class Sandbox:
             return self.network.user_mode()
         return self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
 
+    async def adopt_late(self, container: Container) -> None:
+        """Before the program runs: what was put into an empty namespace after `create`."""
+        if not self.taps or self.network is not None:
+            return
+        from cloche.heart.network import GuestNetwork
+
+        self.network = GuestNetwork(self.loop, self.agent)
+        network = self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
+        if network is not None:
+            await self.agent.call("network", network)
+
     def _serve(self, container: Container) -> None:
         from cloche.heart.control import ControlServer
         from cloche.heart.signals import watch_signals
 
-        self.vm.exited.on_done(
-            lambda _: container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
-        )
+        self.vm.exited.on_done(lambda _: self._vm_ended(container))
         watch_signals(self.loop, lambda number: self._on_signal(container, number))
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
         self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
+
+    def _vm_ended(self, container: Container) -> None:
+        if not container.init.exited.done:
+            container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
 
     def _on_signal(self, container: Container, number: int) -> None:
         if number == signal.SIGWINCH:

@@ -73,14 +73,14 @@ def _enter(request: Request) -> tuple[Share, list[Tap]]:
         cgroup.relative_path(request.glance.cgroups_path, request.id),
         request.memory_mib() * MIB + HOST_OVERHEAD,
     )
-    has_taps = _enter_network(request)
+    has_network = _enter_network(request)
     share = Share(os.path.join(request.directory, "share"))
     share.enter()
-    if not has_taps:
+    if not has_network or request.stays_alone():
         return share, []
     from cloche.host.taps import open_taps
 
-    return share, open_taps(NIC_SLOTS)
+    return share, open_taps(NIC_SLOTS, persistent=request.glance.network == NEW_NETWORK)
 
 
 def _enter_network(request: Request) -> bool:

@@ -1,7 +1,7 @@
 """Tap devices: the ends of the guest's network cards in the container's network namespace.
 
-Used before QEMU is started, so it imports next to nothing. A tap lives exactly as long as a
-descriptor of it is open, so nothing is left behind by a crash.
+Used before QEMU is started, so it imports next to nothing. A tap lives as long as a descriptor of
+it is open, or its namespace, so nothing is left behind by a crash.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ TAP_PREFIX = "cloche"
 _TUN_DEVICE = "/dev/net/tun"
 # <linux/if_tun.h>
 _TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
 _IFF_TAP = 0x0002
 _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
@@ -52,16 +53,20 @@ class Tap:
             self.fd = -1
 
 
-def open_taps(count: int) -> list[Tap]:
+def open_taps(count: int, *, persistent: bool = False) -> list[Tap]:
     """Make the taps cloche0, cloche1 … in the current network namespace.
 
     Their descriptors are not inherited by programs, and non-blocking as QEMU wants them.
-    ClocheError when a tap cannot be made; none is left then.
+    ClocheError when a tap cannot be made; none is left then. *persistent* ones live as long as
+    the namespace, which must be our own: whoever closes a tap that is not waits 20 ms for the
+    kernel to forget it, the namespace's end lets the kernel do that by itself.
     """
     taps: list[Tap] = []
     try:
         for number in range(count):
             taps.append(_open_tap(f"{TAP_PREFIX}{number}"))
+            if persistent:
+                fcntl.ioctl(taps[-1].fd, _TUNSETPERSIST, 1)
     except OSError as error:
         for tap in taps:
             tap.close()

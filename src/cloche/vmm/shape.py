@@ -51,7 +51,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "3"
+FORMAT = "4"
 
 
 def _host_cpu() -> str:

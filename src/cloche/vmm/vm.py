@@ -151,7 +151,7 @@ class Vm:
         if events & WRITE and self._out:
             self._flush()
         if events & ~WRITE:
-            data = read_some(self._agent.fileno(), 262144)
+            data = read_some(self._agent.fileno())
             if data == b"":
                 self.loop.unwatch(self._agent.fileno())
             elif data:
@@ -215,15 +215,15 @@ class Vm:
         os.close(self._pidfd)
         # What the guest said last is still in the sockets: hand it on before the end is told.
         self._on_console(READ)
-        while data := read_some(self._agent.fileno(), 262144):
+        while data := read_some(self._agent.fileno()):
             self.on_agent(data)
         for end in (self._monitor, self._console, self._agent):
             self.loop.unwatch(end.fileno())
             end.close()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        error = self.failure(f"QEMU ended with {_describe(status)}")
         for future in (self.running, self.ready, *self._qmp_replies):
-            future.fail(error)
+            if not future.done:
+                future.fail(self.failure(f"QEMU ended with {_describe(status)}"))
         self.exited.set(status)
 
     def failure(self, cause: str) -> BootError:
