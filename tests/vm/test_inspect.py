@@ -1,0 +1,110 @@
+"""What verbs print, held against runc's output for the same containers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cloche.model.spec import default_spec
+
+from .bundles import Bundle
+from .runtime import Container, Runtime
+
+
+def test_state_has_runcs_keys_in_runcs_order(
+    created: Container, runc: Runtime, bundle: Bundle
+) -> None:
+    ours, theirs = created.state(), runc.create(bundle).state()
+    assert list(ours) == list(theirs)
+    same = ("status", "bundle", "rootfs", "owner")
+    assert [ours[key] for key in same] == [theirs[key] for key in same]
+    assert ours["id"] == created.id
+
+
+def test_annotations_are_in_the_state(cloche: Runtime, runc: Runtime, bundle: Bundle) -> None:
+    bundle.config["annotations"] = {"org.example.a": "1", "b": "ü"}
+    ours, theirs = cloche.create(bundle).state(), runc.create(bundle).state()
+    assert list(ours) == list(theirs)
+    assert ours["annotations"] == theirs["annotations"] == bundle.config["annotations"]
+
+
+def test_list_prints_runcs_table(created: Container, runc: Runtime, bundle: Bundle) -> None:
+    theirs = runc.create(bundle)
+    (our_head, our_line), (their_head, their_line) = (
+        each.runtime("list").lines for each in (created, theirs)
+    )
+    assert our_head == their_head
+    for column in ("PID", "STATUS", "BUNDLE", "CREATED", "OWNER"):
+        place = our_head.index(column)
+        assert our_line[place - 1] == their_line[place - 1] == " "
+    assert our_line.split()[0] == created.id
+    assert our_line.split()[2:4] == their_line.split()[2:4]
+
+
+def test_list_as_json_and_as_ids(created: Container, runc: Runtime, bundle: Bundle) -> None:
+    cloche = created.runtime
+    (ours,) = cloche("list", "--format", "json").json()
+    (theirs,) = runc.create(bundle).runtime("list", "-f", "json").json()
+    assert list(ours) == list(theirs)
+    assert ours["owner"] == theirs["owner"] == "root"
+    assert cloche("list", "-q").lines == cloche("list", "--quiet").lines == [created.id]
+
+
+def test_list_of_nothing(cloche: Runtime, runc: Runtime) -> None:
+    for flags in ((), ("-q",), ("-f", "json")):
+        assert cloche("list", *flags).output == runc("list", *flags).output
+
+
+def test_ps_shows_the_guests_processes(idle: Container) -> None:
+    cloche = idle.runtime
+    idle.exec_detached("sleep", "2345", user="1:1")
+    head, *lines = cloche("ps", idle.id).lines
+    assert [word for word in head.split() if word in ("UID", "PID", "PPID", "TIME", "CMD")] == [
+        *("UID", "PID", "PPID", "TIME", "CMD")
+    ]
+    commands = {line.split(maxsplit=4)[4]: line.split() for line in lines}
+    assert commands["sleep 1000"][0] == "0"
+    assert commands["sleep 2345"][0] == "1"
+    pids = cloche("ps", "--format", "json", idle.id).json()
+    assert {int(words[1]) for words in commands.values()} <= set(pids)
+
+
+def test_spec_writes_a_config_that_runs(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.save()
+    (bundle.path / "config.json").unlink()
+    cloche("spec", cwd=bundle.path)
+    written = json.loads((bundle.path / "config.json").read_text())
+    assert written == default_spec()
+    bundle.config = written
+    bundle.config["process"]["terminal"] = False
+    assert cloche.run(bundle.sh("id -u; hostname")).lines == ["0", "cloche"]
+    assert cloche.messages("warning") == []
+
+
+def test_spec_overwrites_nothing(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.write("mine")
+    assert "exists already" in cloche.fails("spec", "--bundle", bundle.path)
+    assert (bundle.path / "config.json").read_text() == "mine"
+
+
+def test_features_name_what_runcs_name(cloche: Runtime, runc: Runtime) -> None:
+    ours, theirs = cloche("features").json(), runc("features").json()
+    assert set(theirs["hooks"]) == set(ours["hooks"])
+    assert set(theirs["linux"]["capabilities"]) >= {"CAP_SYS_ADMIN"}
+    assert set(theirs["linux"]["capabilities"]) <= set(ours["linux"]["capabilities"])
+    unknown = set(theirs["mountOptions"]) - set(ours["mountOptions"])
+    assert unknown <= {"idmap", "ridmap"}
+
+
+def test_version_and_help(cloche: Runtime) -> None:
+    assert cloche("--version").lines[0].startswith("cloche version ")
+    assert "create a container" in cloche("help").output
+    assert "--console-socket" in cloche("create", "--help").output
+
+
+def test_containers_of_another_root_are_not_seen(
+    created: Container, program: Path, folder: Path
+) -> None:
+    other = Runtime(program, folder / "other", {})
+    assert other("list", "-q").lines == []
+    assert "does not exist" in other.fails("state", created.id)
