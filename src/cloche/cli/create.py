@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from time import monotonic_ns
-
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
 from cloche.heart.bringup import Created, bring_up
 from cloche.heart.launch import Request
 from cloche.model.config import load_settings
+from cloche.model.state import load_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,19 +82,17 @@ def run(context: Context, args: list[str]) -> int:
 
 def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:
     """Create the container of *request* and run its program at once."""
-    from cloche.cli.lifecycle import run_created
-
     created = _bring_up(context, request, "run")
     _write_pid_file(pid_file, created)
-    try:
-        run_created(request.root, request.id)
-    except ClocheError:
-        from cloche.cli.lifecycle import remove
-
-        remove(request.root, request.id, force=True)
-        raise
-    created.timings.append(("program running", monotonic_ns()))
     write_timings(context, created)
+    if request.glance.has_hooks:
+        from cloche.cli.lifecycle import remove, run_poststart
+
+        try:
+            run_poststart(load_state(request.root, request.id))
+        except ClocheError:
+            remove(request.root, request.id, force=True)
+            raise
     return created
 
 

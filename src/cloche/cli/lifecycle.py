@@ -48,6 +48,11 @@ def run_created(root: str, container_id: str) -> None:
     state = load_state(root, container_id)
     _check_alive(state, "start")
     ask(state, "start")
+    run_poststart(state)
+
+
+def run_poststart(state: State) -> None:
+    """Run the poststart hooks of a container whose program runs now."""
     if state.fields.get("hooks"):
         from cloche.heart.hooks import hooks_of, run_hooks
 

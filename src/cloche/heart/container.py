@@ -141,17 +141,17 @@ class Container:
         self.init.begin_input()
         return future
 
-    def created(self, reply: dict[str, Any]) -> None:
-        """The guest has it waiting for `start`."""
-        self.init.pid = int(reply["pid"])
+    def start(self) -> Future:
+        """Ask the guest to run its program."""
+        return self.sandbox.agent.call("start", {"id": self.id})
 
-    def save_created(self) -> None:
+    def save(self, status: str) -> None:
         """Write the state file: from now on other verbs see the container."""
         pid = os.getpid()
         now = time.time_ns()
         self.state.fields = {
             "ociVersion": OCI_VERSION,
-            "status": CREATED,
+            "status": status,
             "pid": pid,
             "pid_start": process_start_time(pid),
             "vm_pid": self.sandbox.vm.pid,

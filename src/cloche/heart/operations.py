@@ -34,8 +34,8 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
     if container.state.fields["status"] != CREATED:
         raise StateError(f"cannot start a container that is {container.state.fields['status']}")
     await connection.sandbox.adopt_late(container)
-    await connection.sandbox.agent.call("start", {"id": container.id})
-    await connection.sandbox.started(container)
+    await container.start()
+    container.set_status(RUNNING)
 
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:

@@ -13,7 +13,7 @@ from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
-from cloche.model.state import RUNNING, STOPPED
+from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.vmm.argv import SHARE_TAG
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Sandbox:
         self.request.timings.mark("plan ready")
         await self._create(container, steps)
         self._serve(container)
-        container.save_created()
+        container.save(RUNNING if self.request.at_once else CREATED)
         self.parent.created(self.warnings, self.request.timings.marks)
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
@@ -108,15 +108,18 @@ class Sandbox:
         network = self._network(container)
         if network is not None:
             steps.append(self.agent.call("network", network))
-        steps.append(container.create())
+        created = container.create()
+        steps.append(created)
+        if self.request.at_once:
+            steps.append(container.start())
         timer = self.loop.call_later(AGENT_TIMEOUT_S, self._agent_is_silent)
         try:
             for step in steps:
                 await step
         finally:
             timer.cancel()
-        container.created(steps[-1].value)
-        self.request.timings.mark("container created")
+        container.init.pid = int(created.value["pid"])
+        self.request.timings.mark("program runs" if self.request.at_once else "container created")
 
     def _agent_is_silent(self) -> None:
         self.warnings.append(str(self.vm.failure("the agent does not answer")))
@@ -216,11 +219,6 @@ class Sandbox:
         self.vm.kill()
         if self.vm.pid:
             self.loop.run_until(self.vm.exited)
-
-    async def started(self, container: Container) -> None:
-        """Bookkeeping once the container's program runs."""
-        container.state.fields["status"] = RUNNING
-        container.state.save()
 
 
 def _share_mount() -> dict[str, Any]:
