@@ -173,8 +173,9 @@ def _crowd(crowd: Crowd) -> str:
         ("PSS a container", f"{total / max(1, crowd.running):.1f} MiB"),
         ("removed, one after the other, in", f"{crowd.seconds_to_remove:.2f} s"),
         ("left over afterwards", "; ".join(crowd.left_over) or "nothing"),
-        *(("error", error) for error in crowd.errors),
     ]
+    if crowd.errors:
+        rows.append((f"did not start: {len(crowd.errors)}; the first", crowd.errors[0]))
     return f"## {crowd.wanted} containers side by side\n" + _table(("", ""), rows)
 
 

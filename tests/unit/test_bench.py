@@ -321,8 +321,10 @@ def test_every_table_is_rectangular() -> None:
     results = _results()
     results.series[RUN] = _timed("run", cloche=[1.0], runc=[1.0], runsc=[2.0])
     results.memory = Idle({CLOCHE: [{QEMU: Usage(1, 1, 1), TOGETHER: Usage(1, 1, 1)}]})
-    results.crowd = Crowd(20, 20, 1.0, {TOGETHER: Usage(1, 1, 1)}, 1.0, [], ["one: failed"])
-    for block in report.to_markdown(results).split("\n\n"):
+    results.crowd = Crowd(20, 20, 1.0, {TOGETHER: Usage(1, 1, 1)}, 1.0, [], ["one", "two"])
+    text = report.to_markdown(results)
+    assert "| did not start: 2; the first | one |" in text
+    for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.replace(r"\|", "").count("|") for row in rows}) <= 1, block
 
