@@ -47,6 +47,8 @@ pub struct Process {
     pub pid: i32,
     pub pidfd: OwnedFd,
     pub stage: Stage,
+    /// The `start` that came before the process was ready for it.
+    pub start: Option<u64>,
     pub ends: Ends,
     /// A size that its terminal is to have once it is there.
     size: Option<(u16, u16)>,
@@ -144,6 +146,7 @@ impl Process {
             pid,
             pidfd,
             stage,
+            start: None,
             ends,
             size,
             status,

@@ -46,7 +46,7 @@ impl Agent {
             return self.abort(index, number, &failure);
         }
         if process.exec_id.is_none() {
-            process.stage = Stage::Created;
+            process.stage = process.start.take().map_or(Stage::Created, Stage::Starting);
             let pid = process.pid;
             self.reply_pid(number, pid);
         } else {
@@ -111,6 +111,9 @@ impl Agent {
     /// child has nothing left to do but die.
     fn discard(&mut self, index: usize) {
         let process = self.processes.swap_remove(index);
+        if let Some(number) = process.start {
+            self.refuse(number, &Failure::new("start", "container", errno::ESRCH));
+        }
         if process.status.is_none() {
             let _ = sys::signal(&process.pidfd, raw::SIGKILL as i32);
             sys::wait(process.pid, raw::__WALL);
