@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import _socket  # socket proper imports selectors and enum, 5 ms
-import json
 import os
 
 from cloche.base.errors import ClocheError, StateError
 from cloche.base.files import short_path
+from cloche.base.lines import LineReader, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class Client:
 
     def __init__(self, state: State) -> None:
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        self._buffer = b""
         try:
             with short_path(os.path.join(state.directory, "control.sock")) as path:
                 self._socket.connect(path)
@@ -33,10 +32,11 @@ class Client:
                 hint=f"cloche delete --force {state.id} clears what is left",
             ) from None
         self._id = state.id
+        self._reader = LineReader(self._socket.fileno())
 
     def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Any:  # noqa: ANN401
         """Send one request and return its value; the supervisor's error is raised."""
-        line = json.dumps({"op": op, "id": self._id, **fields}).encode() + b"\n"
+        line = encode({"op": op, "id": self._id, **fields})
         rights = []
         if fds:
             packed = b"".join(fd.to_bytes(4, "little") for fd in fds)
@@ -56,25 +56,15 @@ class Client:
 
     def tell(self, op: str, **fields: object) -> None:
         """Send a line that is not answered."""
-        self._socket.send(json.dumps({"op": op, **fields}).encode() + b"\n")
+        self._socket.send(encode({"op": op, **fields}))
 
     def receive(self) -> dict[str, Any] | None:
         """The next message; None at the end of the connection."""
-        while b"\n" not in self._buffer:
-            try:
-                data = self._socket.recv(65536)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return self._reader.receive()
 
     def has_message(self) -> bool:
         """Whether a message has arrived already: poll would not tell."""
-        return b"\n" in self._buffer
+        return self._reader.has_message()
 
     def fileno(self) -> int:
         """The descriptor, for poll."""

@@ -13,6 +13,7 @@ import os
 from time import monotonic_ns
 
 from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.lines import LineReader, encode
 from cloche.model.state import check_id
 from cloche.vmm.shape import memory_step
 
@@ -188,31 +189,17 @@ def fork_supervisor(request: Request, supervise: Callable[[Request, int], int]) 
         os._exit(status)
 
 
-class Channel:
+class Channel(LineReader):
     """JSON lines over one end of the socket pair, blocking."""
 
     def __init__(self, fd: int) -> None:
+        super().__init__(fd)
         self.fd = fd
-        self._buffer = b""
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one message; a reader that is gone is not an error here."""
         with contextlib.suppress(OSError):
-            os.write(self.fd, json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> dict[str, Any] | None:
-        """The next message, or None at the end."""
-        while b"\n" not in self._buffer:
-            try:
-                data = os.read(self.fd, 65536)
-            except ConnectionResetError:
-                data = b""
-            if not data:
-                return None
-            self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
-        return message
+            os.write(self.fd, encode(message))
 
     def close(self) -> None:
         """Close our end."""
