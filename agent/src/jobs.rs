@@ -88,6 +88,9 @@ impl Agent {
 
 /// Makes the list, writes it to the pipe, and ends.
 fn tell(pids: &[i32], pipe: OwnedFd) -> ! {
+    if sys::close_all_but(&[&pipe]).is_err() {
+        sys::exit(1);
+    }
     let found = listing::list(pids);
     let mut bytes = Vec::from((found.left_out as u32).to_le_bytes());
     let mut writer = Writer { out: &mut bytes };

@@ -46,7 +46,6 @@ impl Syncer {
         let (their_orders, orders) = pipe_with(PipeFlags::CLOEXEC)?;
         let (answers, their_answers) = pipe_with(PipeFlags::CLOEXEC)?;
         if matches!(sys::fork(0, None)?, Fork::Child) {
-            drop((orders, answers));
             obey(&their_orders, &their_answers);
         }
         io::ioctl_fionbio(&answers, true)?;
@@ -122,6 +121,9 @@ impl Syncer {
 
 /// Syncs what each order names, and answers. An order is a list of lines that ends with NUL.
 fn obey(orders: &OwnedFd, answers: &OwnedFd) -> ! {
+    if sys::close_all_but(&[orders, answers]).is_err() {
+        sys::exit(1);
+    }
     // Containers that eat all memory are not to take it along.
     let _ = files::write("/proc/self/oom_score_adj", b"-1000");
     let mut order = Vec::new();

@@ -177,9 +177,28 @@ pub fn signal_fd(mask: u64) -> Result<OwnedFd> {
 
 /// Closes every descriptor from `first` on.
 pub fn close_from(first: RawFd) -> Result<()> {
-    // SAFETY: takes no pointers; only called where no descriptor from `first` on is used again.
-    unsafe { syscall(raw::__NR_close_range, [first as usize, u32::MAX as usize, 0, 0, 0]) }
-        .map(drop)
+    close_range(first, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> Result<()> {
+    if last < first {
+        return Ok(());
+    }
+    // SAFETY: takes no pointers; only called where none of these descriptors is used again.
+    unsafe { syscall(raw::__NR_close_range, [first as usize, last as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Closes everything but the standard streams and `keep`. For children of the agent that never
+/// execute another program: an end of a pipe that one of them holds as well would never close.
+pub fn close_all_but(keep: &[&OwnedFd]) -> Result<()> {
+    let mut numbers: Vec<RawFd> = keep.iter().map(|fd| fd.as_raw_fd()).collect();
+    numbers.sort_unstable();
+    let mut first = 3;
+    for number in numbers {
+        close_range(first, number - 1)?;
+        first = number + 1;
+    }
+    close_from(first)
 }
 
 /// Makes `to` a copy of `from`; `flags`: 0, or O_CLOEXEC for one that execve(2) closes.
