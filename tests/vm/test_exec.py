@@ -110,7 +110,7 @@ def test_failures_exit_with_255(idle: Container, arguments: list[str]) -> None:
 
 
 def test_detach_leaves_a_process_that_stands_for_it(idle: Container) -> None:
-    script = "trap 'echo told >/tmp/told; exit 5' TERM; echo >/tmp/up; while :; do sleep 1; done"
+    script = "trap 'echo told >/tmp/told; exit 5' TERM; echo >/tmp/up; while :; do sleep 0.1; done"
     stand_in = idle.exec_detached("sh", "-c", script)
     wait_until(lambda: idle.sh("test -e /tmp/up", code=None).code == 0, "it runs")
     idle.runtime("exec", idle.id, "test", "!", "-e", "/tmp/told")
@@ -135,7 +135,7 @@ def test_a_killed_client_takes_its_process_along(idle: Container) -> None:
 
 
 def test_signals_to_the_client_reach_the_process(idle: Container) -> None:
-    script = "trap 'echo got; exit 9' INT; echo up; while :; do sleep 1; done"
+    script = "trap 'echo got; exit 9' INT; echo up; while :; do sleep 0.1; done"
     client = idle.runtime.popen("exec", idle.id, "sh", "-c", script)
     assert client.stdout is not None
     assert client.stdout.readline() == b"up\n"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from cloche.base.quick import suppress
 
 
 def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
@@ -19,7 +16,7 @@ def write_atomically(path: str, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
         os.rename(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.unlink(temporary)
         raise
 
@@ -33,14 +30,20 @@ def read_text(path: str) -> str | None:
         return None
 
 
-@contextlib.contextmanager
-def short_path(path: str) -> Iterator[str]:
-    """*path* in a form that fits a socket's address, which holds 107 bytes (unix(7)).
+class short_path:
+    """`with short_path(path) as short`: a form of *path* that fits a socket's address.
 
-    Engines give roots far longer than that.
+    That holds 107 bytes (unix(7)); engines give roots far longer than that.
     """
-    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
-    finally:
-        os.close(fd)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._fd = -1
+
+    def __enter__(self) -> str:
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._fd = os.open(os.path.dirname(self._path), flags)
+        return f"/proc/self/fd/{self._fd}/{os.path.basename(self._path)}"
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
+
+from cloche.base import fastjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def encode(message: dict[str, Any]) -> bytes:
     """One message as a line."""
-    return json.dumps(message).encode() + b"\n"
+    return fastjson.dumps(message).encode() + b"\n"
 
 
 class LineReader:
@@ -37,5 +38,5 @@ class LineReader:
                 return None
             self._buffer += data
         line, _, self._buffer = self._buffer.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
+        message: dict[str, Any] = fastjson.loads(line)
         return message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
@@ -118,9 +119,7 @@ def write_timings(context: Context, created: Created) -> None:
     """The phases of the start, in ms since QEMU was asked for, to the file of --timings."""
     if not context.timings:
         return
-    import json
-
     marks = created.timings
     first = marks[0][1] if marks else 0
     phases = {name: round((at - first) / 1e6, 3) for name, at in marks}
-    write_atomically(context.timings, json.dumps(phases, indent=2).encode() + b"\n", 0o644)
+    write_atomically(context.timings, fastjson.pretty(phases).encode() + b"\n", 0o644)

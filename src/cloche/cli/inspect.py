@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 
+from cloche.base import fastjson
 from cloche.base.errors import ConfigError
 from cloche.cli.flags import BOOL, TEXT, Flag, Verb
 from cloche.model.state import list_states, load_state
@@ -31,7 +31,7 @@ PS = Verb(
 def state(context: Context, args: list[str]) -> int:
     """`cloche state`."""
     _, container_id = STATE.one_id(args)
-    print(json.dumps(load_state(context.root, container_id).runc(), indent=2))
+    print(fastjson.pretty(load_state(context.root, container_id).runc()))
     return 0
 
 
@@ -45,7 +45,7 @@ def list_containers(context: Context, args: list[str]) -> int:
         return 0
     shown = [{**found.runc(), "owner": _owner(found.directory)} for found in states]
     if _format(flags.text("format", "table")) == "json":
-        print(json.dumps(shown or None))
+        print(fastjson.dumps(shown or None))
         return 0
     columns = ("id", "pid", "status", "bundle", "created", "owner")
     rows = [tuple(str(found[column]) for column in columns) for found in shown]
@@ -63,7 +63,7 @@ def processes(context: Context, args: list[str]) -> int:
     state = load_state(context.root, flags.arguments[0])
     found = ask(state, "ps") if state.is_alive() else []
     if _format(flags.text("format", "table")) == "json":
-        print(json.dumps([process["pid"] for process in found] or None))
+        print(fastjson.dumps([process["pid"] for process in found] or None))
         return 0
     rows = [("UID", "PID", "PPID", "TIME", "CMD")]
     for process in found:

@@ -5,11 +5,11 @@ Imports next to nothing: engines run these several times per container.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 
 from cloche.base.errors import ClocheError, ConfigError, NotFoundError, StateError
+from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, Flag, Verb
 from cloche.heart.cleanup import clear
 from cloche.heart.client import ask
@@ -138,7 +138,7 @@ def end_supervisor(state: State) -> None:
     """Kill the supervisor and wait until it and its QEMU are gone."""
     for key in ("pid", "vm_pid"):
         pid = int(state.fields.get(key, 0))
-        with contextlib.suppress(ProcessLookupError, OSError):
+        with suppress(ProcessLookupError, OSError):
             pidfd = os.pidfd_open(pid)
             try:
                 if key == "pid" and state.is_alive():
@@ -169,5 +169,5 @@ def _run_poststop(state: State) -> None:
 
     stopped = {**state.oci(), "status": STOPPED, "pid": 0}
     # The container is gone whatever the hooks say (runtime.md, lifecycle step 13).
-    with contextlib.suppress(ClocheError, OSError):
+    with suppress(ClocheError, OSError):
         run_hooks(hooks_of(state.fields["bundle"]), "poststop", stopped)

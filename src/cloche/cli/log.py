@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
+
+from cloche.base import fastjson
+from cloche.base.quick import suppress
 
 LEVELS = {"debug": 0, "info": 1, "warning": 2, "error": 3}
 
@@ -35,9 +36,9 @@ class Log:
             return
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.form == "json":
-            line = json.dumps({"level": level, "msg": message, "time": now})
+            line = fastjson.dumps({"level": level, "msg": message, "time": now})
         else:
-            line = f'time="{now}" level={level} msg={json.dumps(message)}'
+            line = f'time="{now}" level={level} msg={fastjson.dumps(message)}'
         # A log that cannot be written must not hide the message: stderr has it.
-        with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
+        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")

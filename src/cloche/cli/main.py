@@ -8,6 +8,7 @@ import sys
 
 from cloche import __version__
 from cloche.base.errors import ClocheError
+from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
 from cloche.cli.log import Log
 from cloche.model.state import DEFAULT_ROOT, OCI_VERSION
@@ -92,6 +93,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def entry() -> None:
+    """The program: run the command and leave at once.
+
+    Taking the interpreter down in order costs 2 to 6 ms, and frees what the kernel frees anyway.
+    """
+    try:
+        code = main()
+    except SystemExit as leave:  # argparse, after its help or its complaint
+        code = leave.code if isinstance(leave.code, int) else 0
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _unalias_help(args: list[str]) -> list[str]:
     return ["help"] if args[:1] in (["--help"], ["-h"]) else args
 
@@ -124,4 +140,4 @@ def overview() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -9,8 +9,9 @@ Imported on the start path: os and json only (pathlib, typing and dataclasses wo
 
 from __future__ import annotations
 
-import json
 import os
+
+from cloche.base import fastjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def load_guest(directory: str | os.PathLike[str]) -> Guest | None:
     """The guest in *directory*, or None when it is not whole or of another recipe."""
     try:
         with open(os.path.join(directory, "manifest.json"), "rb") as file:
-            manifest = json.load(file)
+            manifest = fastjson.loads(file.read())
         if manifest["recipe"] != RECIPE:
             return None
         guest = Guest(os.fspath(directory), manifest)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from cloche.base.errors import ClocheError
+from cloche.base.quick import suppress
 from cloche.heart.launch import (
     Channel,
     Request,
@@ -13,11 +13,17 @@ from cloche.heart.launch import (
     make_directory,
 )
 from cloche.heart.supervisor import supervise
+from cloche.host import cgroup
 from cloche.model.state import OCI_VERSION
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+
+MIB = 1 << 20
+# What QEMU and the supervisor may use beside the guest's memory.
+HOST_OVERHEAD = 256 * MIB
 
 
 class Created:
@@ -38,7 +44,7 @@ def bring_up(request: Request) -> Created:
         return _follow(request, pid, channel)
     except BaseException:
         channel.close()  # the supervisor gives up when it sees that
-        with contextlib.suppress(ChildProcessError):
+        with suppress(ChildProcessError):
             os.waitpid(pid, 0)
         from cloche.heart.cleanup import clear
 
@@ -56,6 +62,7 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             )
         event = message["event"]
         if event == "namespaces":
+            _join_cgroup(request, [pid, message["vm_pid"]])
             _run_host_hooks(request, pid)
             channel.send({"event": "hooks done"})
         elif event == "error":
@@ -63,6 +70,12 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
         else:
             channel.close()
             return Created(pid, message["warnings"], message["timings"])
+
+
+def _join_cgroup(request: Request, pids: list[int]) -> None:
+    """Move supervisor and QEMU to where the engine expects the container."""
+    path = cgroup.relative_path(request.glance.cgroups_path, request.id)
+    cgroup.join(path, request.memory_mib() * MIB + HOST_OVERHEAD, pids)
 
 
 def _run_host_hooks(request: Request, pid: int) -> None:
@@ -77,7 +90,7 @@ def _run_host_hooks(request: Request, pid: int) -> None:
         run_hooks(hooks, "createRuntime", state)
         run_hooks(hooks, "createContainer", state, netns_of=pid)
     except ClocheError:
-        with contextlib.suppress(ClocheError):
+        with suppress(ClocheError):
             run_hooks(hooks, "poststop", {**state, "status": "stopped", "pid": 0})
         raise
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from cloche.base.errors import ClocheError
+from cloche.base.quick import suppress
 from cloche.host import cgroup
 
 
@@ -19,7 +19,7 @@ def clear(root: str, container_id: str, cgroups_path: str) -> None:
     directory = os.path.join(root, container_id)
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
         path = os.path.join(directory, name)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             if os.path.isdir(path) and not os.path.islink(path):
                 os.rmdir(path)
             else:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import array
 import contextlib
-import json
 import os
 import socket
 from typing import TYPE_CHECKING, Any
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError
 from cloche.base.files import short_path
 from cloche.base.loop import READ, Future
@@ -69,7 +69,7 @@ class Connection:
     def send(self, message: dict[str, Any]) -> None:
         """Answer; a client that is gone is not an error."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(fastjson.dumps(message).encode() + b"\n")
 
     def _on_readable(self, _: int) -> None:
         try:
@@ -93,7 +93,7 @@ class Connection:
 
     def _on_line(self, line: bytes) -> None:
         try:
-            message = json.loads(line)
+            message = fastjson.loads(line)
             op = str(message.get("op"))
         except (ValueError, AttributeError):
             self.send({"error": "control: malformed request", "hint": ""})

@@ -7,13 +7,13 @@ while QEMU starts.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from time import monotonic_ns
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.lines import LineReader, encode
+from cloche.base.quick import suppress
 from cloche.model.state import check_id
 from cloche.vmm.shape import memory_step
 
@@ -117,7 +117,7 @@ class Glance:
         self.cgroups_path = ""
         try:
             with open(path, "rb") as file:
-                config = json.loads(file.read())
+                config = fastjson.loads(file.read())
             self._look(config)
         except FileNotFoundError:
             raise ConfigError(
@@ -198,7 +198,7 @@ class Channel(LineReader):
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one message; a reader that is gone is not an error here."""
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.write(self.fd, encode(message))
 
     def close(self) -> None:

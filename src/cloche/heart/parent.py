@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from typing import TYPE_CHECKING, Any
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError
 from cloche.base.loop import READ, Future, Loop, read_some
 
@@ -49,5 +49,5 @@ class Parent:
         while b"\n" in self._buffer:
             line, self._buffer = self._buffer.split(b"\n", 1)
             with contextlib.suppress(ValueError):
-                if json.loads(line).get("event") == "hooks done":
+                if fastjson.loads(line).get("event") == "hooks done":
                     self._hooks.set()

@@ -6,16 +6,15 @@ imports and the plan; then guest, network, container; then it serves until the c
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
 from cloche.base.loop import Loop
+from cloche.base.quick import suppress
 from cloche.heart.launch import HOST_NETWORK, NEW_NETWORK, Channel, Request
 from cloche.heart.machine import start_machine
-from cloche.host import cgroup
 from cloche.host.share import Share
 from cloche.vmm.argv import NIC_SLOTS
 
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from cloche.heart.sandbox import Sandbox
     from cloche.host.taps import Tap
 
-MIB = 1 << 20
-# What QEMU and the supervisor may use beside the guest's memory.
-HOST_OVERHEAD = 256 * MIB
 STATUS_VM_DIED = 137
 
 
@@ -43,7 +39,7 @@ def supervise(request: Request, channel_fd: int) -> int:
         request.timings.mark("QEMU started")
         for tap in taps:
             os.close(tap.fd)
-        channel.send({"event": "namespaces", "pid": os.getpid()})
+        channel.send({"event": "namespaces", "vm_pid": vm.pid})
         # From here on QEMU runs beside us: the expensive imports cost no time.
         from cloche.heart.sandbox import Sandbox
 
@@ -65,14 +61,10 @@ def supervise(request: Request, channel_fd: int) -> int:
 
 
 def _enter(request: Request) -> tuple[Share, list[Tap]]:
-    """Become the container's host side: session, cgroup, namespaces, share, taps."""
+    """Become the container's host side: session, namespaces, share, taps."""
     syscalls.prctl_name("cloche")
     if not request.foreground:
         os.setsid()
-    cgroup.join(
-        cgroup.relative_path(request.glance.cgroups_path, request.id),
-        request.memory_mib() * MIB + HOST_OVERHEAD,
-    )
     has_network = _enter_network(request)
     share = Share(os.path.join(request.directory, "share"))
     share.enter()
@@ -111,7 +103,7 @@ def _log_traceback(request: Request) -> None:
     import traceback
 
     with (
-        contextlib.suppress(OSError),
+        suppress(OSError),
         open(os.path.join(request.directory, "traceback.log"), "w", encoding="utf-8") as file,
     ):
         traceback.print_exc(file=file)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 
 from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
+from cloche.base.quick import suppress
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = "/sys/fs/cgroup"
 
@@ -46,23 +50,26 @@ def hierarchies() -> list[str]:
     return sorted(found)
 
 
-def join(path: str, memory_limit: int) -> None:
-    """Make *path* in every hierarchy and move this process there.
+def join(path: str, memory_limit: int, pids: Sequence[int]) -> None:
+    """Make *path* in every hierarchy and move the processes *pids* there.
+
+    The kernel makes the first to be moved wait about 12 ms (a grace period of RCU), so this is
+    done by somebody who has the time.
 
     *memory_limit* in bytes bounds the whole VM, QEMU included. A controller that cannot be
     used (a read-only or foreign hierarchy) is left out; the container runs all the same.
     """
-    pid = str(os.getpid()).encode()
     for hierarchy in hierarchies():
         directory = os.path.join(hierarchy, path)
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             os.makedirs(directory, exist_ok=True)
             if hierarchy.endswith("/cpuset"):
                 _inherit_cpuset(hierarchy, path)
             for name in ("memory.limit_in_bytes", "memory.max"):
                 if os.path.exists(os.path.join(directory, name)):
                     _write(os.path.join(directory, name), str(memory_limit).encode())
-            _write(os.path.join(directory, "cgroup.procs"), pid)
+            for pid in pids:
+                _write(os.path.join(directory, "cgroup.procs"), str(pid).encode())
 
 
 def _inherit_cpuset(hierarchy: str, path: str) -> None:
@@ -82,7 +89,7 @@ def remove(path: str) -> None:
     for hierarchy in hierarchies():
         top = os.path.join(hierarchy, path)
         for directory, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.rmdir(directory)
 
 

@@ -8,9 +8,9 @@ hardware, a few ms nested, and 1.1 s emulated.
 
 from __future__ import annotations
 
-import json
 import os
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import read_text, write_atomically
 
@@ -40,7 +40,7 @@ def choose_accel(cache_dir: str, override: str = "") -> Accel:
     boot = (read_text("/proc/sys/kernel/random/boot_id") or "").strip()
     path = os.path.join(cache_dir, "accel.json")
     try:
-        cached = json.loads(read_text(path) or "{}")
+        cached = fastjson.loads(read_text(path) or "{}")
         if cached.get("boot_id") == boot:
             return Accel(cached["name"], cached["reason"])
     except (ValueError, KeyError, AttributeError):
@@ -48,7 +48,7 @@ def choose_accel(cache_dir: str, override: str = "") -> Accel:
     accel = _probe()
     os.makedirs(cache_dir, mode=0o700, exist_ok=True)
     record = {"boot_id": boot, "name": accel.name, "reason": accel.reason}
-    write_atomically(path, json.dumps(record).encode())
+    write_atomically(path, fastjson.dumps(record).encode())
     return accel
 
 

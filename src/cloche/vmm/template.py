@@ -7,9 +7,9 @@ only what every start needs.
 
 from __future__ import annotations
 
-import json
 import os
 
+from cloche.base import fastjson
 from cloche.base.files import read_text
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ def load_template(root: str, shape: Shape) -> Template | None:
     directory = os.path.join(root, shape.directory_name())
     text = read_text(os.path.join(directory, "manifest.json"))
     try:
-        manifest = json.loads(text or "{}")
+        manifest = fastjson.loads(text or "{}")
         if manifest.get("identity") != shape.identity():
             return None
         with open(os.path.join(directory, "device"), "rb") as file:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import _socket  # socket proper imports selectors and enum, 5 ms
-import contextlib
 import fcntl
 import os
 
 from cloche.base.errors import BootError
 from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
+from cloche.base.quick import suppress
 from cloche.vmm.argv import Machine, qemu_argv
 from cloche.vmm.launch import FIRST_FD, launch_qemu
 from cloche.wire import qmp
@@ -144,7 +144,7 @@ class Vm:
         except OSError:
             self._out.clear()  # QEMU is gone; its exit is reported through the pidfd
         events = READ | WRITE if self._out else READ
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self.loop.watch(self._agent.fileno(), events, self._on_agent)
 
     def _on_agent(self, events: int) -> None:
@@ -207,7 +207,7 @@ class Vm:
     def kill(self) -> None:
         """End QEMU at once; `exited` completes when it is gone."""
         if self.pid and not self.exited.done:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.kill(self.pid, 9)
 
     def _on_exit(self, _: int) -> None:

@@ -6,7 +6,7 @@ written before QEMU even runs and one event is awaited.
 
 from __future__ import annotations
 
-import json
+from cloche.base import fastjson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def command(name: str, arguments: dict[str, Any] | None = None) -> bytes:
     message: dict[str, Any] = {"execute": name}
     if arguments:
         message["arguments"] = arguments
-    return json.dumps(message).encode() + b"\n"
+    return fastjson.dumps(message).encode() + b"\n"
 
 
 def restore_commands(incoming: str) -> bytes:
@@ -42,4 +42,4 @@ class Decoder:
     def feed(self, data: bytes) -> list[dict[str, Any]]:
         """The messages completed by *data*: greeting, returns, errors and events."""
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [json.loads(line) for line in lines if line.strip()]
+        return [fastjson.loads(line) for line in lines if line.strip()]
