@@ -151,9 +151,11 @@ impl Agent {
     pub fn start(&mut self, number: u64, id: &str) -> Outcome<Answer> {
         let process = self.process(id, None)?;
         if matches!(process.stage, Stage::Preparing(_)) && process.start.is_none() {
-            // The child finds the word to go when it is ready, and waits for nobody.
             process.start = Some(number);
-            process.go().step("start", id)?;
+            if !process.has_terminal() {
+                // The child finds the word to go when it is ready, and waits for nobody.
+                process.go().step("start", id)?;
+            }
             return Ok(Answer::Other);
         }
         if process.stage != Stage::Created {

@@ -137,8 +137,6 @@ impl Process {
         stage: Stage,
         ends: Ends,
     ) -> Process {
-        let (status, size, told, hurried) = (None, None, false, false);
-        let sync = Sync::Needless;
         Process {
             key,
             container,
@@ -148,11 +146,11 @@ impl Process {
             stage,
             start: None,
             ends,
-            size,
-            status,
-            told,
-            sync,
-            hurried,
+            size: None,
+            status: None,
+            told: false,
+            sync: Sync::Needless,
+            hurried: false,
         }
     }
 
@@ -164,10 +162,15 @@ impl Process {
         }
     }
 
+    /// Whether its streams are a terminal, be it open already or not.
+    pub fn has_terminal(&self) -> bool {
+        self.ends.stdin.as_ref().is_some_and(|sink| sink.is_terminal)
+    }
+
     /// Sets the size of its terminal, now or as soon as it has one.
     pub fn resize(&mut self, rows: u16, columns: u16) -> Result<()> {
-        let terminal = self.ends.stdin.as_ref().filter(|sink| sink.is_terminal);
-        match terminal.ok_or(io::Errno::NOTTY)?.fd() {
+        let input = self.ends.stdin.as_ref().filter(|sink| sink.is_terminal);
+        match input.ok_or(io::Errno::NOTTY)?.fd() {
             Some(fd) => terminal::resize(fd, rows, columns),
             None => {
                 self.size = Some((rows, columns));

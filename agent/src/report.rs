@@ -15,20 +15,37 @@ use crate::sys;
 impl Agent {
     /// Reads the reports of the process `key`.
     pub fn report(&mut self, key: u32) {
-        while let Some(index) = self.processes.iter().position(|process| process.key == key) {
+        while let Some(index) = self.process_index(key) {
             let Some(pipe) = &self.processes[index].ends.report else {
                 return;
             };
-            // A report is written in one piece and fits into a page.
+            // All that one child ever reports fits.
             let mut report = [0u8; 4096];
             match io::read(pipe, &mut report) {
                 Ok(0) => self.executed(index),
-                Ok(_) if report[0] == child::READY => self.prepared(index, report[1]),
-                Ok(size) => self.given_up(index, &report[1..size]),
+                Ok(size) => self.reported(key, &report[..size]),
                 Err(io::Errno::INTR) => {}
                 Err(_) => return,
             }
         }
+    }
+
+    /// One or both reports of a child: it may have been ready, started, and then given up.
+    fn reported(&mut self, key: u32, mut reports: &[u8]) {
+        while let Some(index) = self.process_index(key) {
+            match reports {
+                [child::READY, terminal, rest @ ..] => {
+                    reports = rest;
+                    self.prepared(index, *terminal);
+                }
+                [child::FAILED, failure @ ..] => return self.given_up(index, failure),
+                _ => return,
+            }
+        }
+    }
+
+    fn process_index(&self, key: u32) -> Option<usize> {
+        self.processes.iter().position(|process| process.key == key)
     }
 
     /// The child waits to be started.
@@ -47,6 +64,10 @@ impl Agent {
         }
         if process.exec_id.is_none() {
             process.stage = process.start.take().map_or(Stage::Created, Stage::Starting);
+            if process.stage != Stage::Created && terminal != 0 {
+                // It had to wait until its terminal had been taken.
+                let _ = process.go();
+            }
             let pid = process.pid;
             self.reply_pid(number, pid);
         } else {

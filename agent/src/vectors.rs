@@ -4,7 +4,7 @@ use serde_json::{json, Map, Value};
 
 use crate::answers::{self, Failure};
 use crate::frames::{self, Decoder, Frame, Kind};
-use crate::messages;
+use crate::messages::{self, Request};
 use crate::msgpack::{Reader, Writer};
 
 fn vectors(group: &str) -> Vec<Value> {
@@ -166,6 +166,39 @@ fn every_request_is_understood() {
         seen += 1;
     }
     assert!(seen >= 18);
+}
+
+#[test]
+fn a_plan_has_the_values_of_its_vector() {
+    let bytes = frame_of("create")[frames::HEADER..].to_vec();
+    let Ok(Request::Create(plan)) = messages::request(&bytes).1 else {
+        panic!("not a create");
+    };
+    assert_eq!((plan.id, plan.hostname, plan.domainname), ("box", None, Some("d")));
+    assert_eq!(plan.join, [("/proc/9/ns/ipc", 0x0800_0000)]);
+    assert_eq!(plan.mounts.len(), 2);
+    assert_eq!((plan.mounts[1].fstype, plan.mounts[1].tmpcopyup.0), ("tmpfs", false));
+    assert_eq!(plan.process.groups, [5, u32::MAX - 1]);
+    assert_eq!(plan.process.rlimits, [(7, 1024, u64::MAX)]);
+    assert_eq!((plan.process.ambient, plan.process.oom_score_adj), (1 << 40, Some(-500)));
+    assert_eq!((plan.start_hooks[0].timeout, plan.start_hooks[1].timeout), (None, Some(10)));
+    assert_eq!(plan.start_hooks[0].stdin, br#"{"id":"box"}"#);
+}
+
+#[test]
+fn fields_that_may_be_left_out_are_read_if_they_are_there() {
+    let bytes = frame_of("mount, every field")[frames::HEADER..].to_vec();
+    let Ok(Request::Mount(plan)) = messages::request(&bytes).1 else {
+        panic!("not a mount");
+    };
+    assert_eq!((plan.target, plan.kind, plan.flags), ("/b/ä", "none", 0x5001));
+    assert_eq!(plan.recursive_attr.0, Some((1, 2)));
+    assert_eq!(plan.folders.0, ["/run/scratch/upper"]);
+    let bytes = frame_of("mount")[frames::HEADER..].to_vec();
+    let Ok(Request::Mount(plan)) = messages::request(&bytes).1 else {
+        panic!("not a mount");
+    };
+    assert_eq!((plan.recursive_attr.0, plan.folders.0), (None, Vec::new()));
 }
 
 #[test]
