@@ -12,6 +12,7 @@ from cloche.model.state import list_states, load_state
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from cloche.cli.main import Context
 
@@ -23,7 +24,9 @@ LIST = Verb(
 )
 PS = Verb(
     "ps [flags] ID",
-    "List the processes in a container, as the guest sees them.",
+    "List the processes in a container, as the guest sees them.\n\n"
+    "The table has the guest's own process ids. The JSON is a list of ids of the host, as engines\n"
+    "expect it: of stand-ins that look like the guest's processes, and end after 3 seconds.",
     (Flag("format f", TEXT, "table or json"),),
 )
 
@@ -63,7 +66,7 @@ def processes(context: Context, args: list[str]) -> int:
     state = load_state(context.root, flags.arguments[0])
     found = ask(state, "ps") if state.is_alive() else []
     if _format(flags.text("format", "table")) == "json":
-        print(fastjson.dumps([process["pid"] for process in found] or None))
+        print(fastjson.dumps(_on_the_host(found) or None))
         return 0
     rows = [("UID", "PID", "PPID", "TIME", "CMD")]
     for process in found:
@@ -80,6 +83,13 @@ def processes(context: Context, args: list[str]) -> int:
         )
     _print_table(rows)
     return 0
+
+
+def _on_the_host(found: Sequence[dict[str, Any]]) -> list[int]:
+    """Pids of the host that an engine may show: a guest's would name foreign processes there."""
+    from cloche.engine.top import stand_in
+
+    return stand_in((int(process["uid"]), str(process["command"])) for process in found)
 
 
 def _format(name: str) -> str:

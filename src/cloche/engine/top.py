@@ -34,15 +34,22 @@ def stand_in(processes: Iterable[tuple[int, str]]) -> list[int]:
     """Start a stand-in for each (uid, command line) of *processes*; their pids, in that order.
 
     They are children of the caller, whose exit leaves them to the nearest subreaper. At most
-    ``MOST`` are started. OSError if one cannot be.
+    ``MOST`` are started; all of them look as they are to when this returns. OSError if one cannot
+    be started.
     """
     program = os.memfd_create("stand-in", os.MFD_CLOEXEC)
+    executed, unexecuted = os.pipe()
     try:
         os.write(program, _elf())
         bounded = [process for _, process in zip(range(MOST), processes, strict=False)]
-        return [_start(program, uid, command) for uid, command in bounded]
+        pids = [_start(program, uid, command) for uid, command in bounded]
     finally:
+        os.close(unexecuted)
         os.close(program)
+        # The children's copies are closed by their execve: then the pipe has ended.
+        os.read(executed, 1)
+        os.close(executed)
+    return pids
 
 
 def _start(program: int, uid: int, command: str) -> int:
