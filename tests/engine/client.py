@@ -48,7 +48,7 @@ class Docker:
     def __init__(self, engine: Dockerd, runtime: str, program: str = "docker") -> None:
         self.engine = engine
         self.runtime = runtime
-        self._argv = [program, "-H", f"unix://{engine.socket}"]
+        self.argv = [program, "-H", f"unix://{engine.socket}"]
         self._made: list[tuple[str, str]] = []
 
     def __call__(
@@ -59,7 +59,7 @@ class Docker:
         *code* None takes any exit code.
         """
         done = subprocess.run(
-            [*self._argv, *args], input=data, capture_output=True, timeout=timeout, check=False
+            [*self.argv, *args], input=data, capture_output=True, timeout=timeout, check=False
         )
         result = Result(args, done.returncode, done.stdout, done.stderr.decode(errors="replace"))
         assert code is None or result.code == code, f"expected {code}: {result}"
@@ -98,12 +98,12 @@ class Docker:
 
     def terminal(self, *args: str, rows: int = 24, columns: int = 80) -> Terminal:
         """``docker ARGS`` on a terminal of its own."""
-        return Terminal([*self._argv, *args], rows=rows, columns=columns)
+        return Terminal([*self.argv, *args], rows=rows, columns=columns)
 
     def popen(self, *args: str, stdin: int | None = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """``docker ARGS`` in the background, stdout and stderr in one pipe."""
         return subprocess.Popen(
-            [*self._argv, *args], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*self.argv, *args], stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     def inspect(self, container: str) -> dict[str, Any]:

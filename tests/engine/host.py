@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CAP_AUDIT_READ = 37
 
-def all_capabilities_mask() -> int:
-    """Every capability that the kernel knows. A guest's kernel may know others than the host's."""
-    return (1 << (int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1)) - 1
+
+def all_capabilities_mask(dockerd_version: str) -> int:
+    """What a dockerd means by all capabilities: those of the host's kernel that it can name.
+
+    Up to 20.10 its list ends with CAP_AUDIT_READ whatever the kernel knows (moby,
+    oci/caps/utils.go); CAP_PERFMON, CAP_BPF and CAP_CHECKPOINT_RESTORE never reach the runtime.
+    """
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    if int(dockerd_version.split(".")[0]) <= 20:
+        last = min(last, CAP_AUDIT_READ)
+    return (1 << (last + 1)) - 1
 
 
 def bounding_set() -> int:

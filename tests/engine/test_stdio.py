@@ -32,7 +32,7 @@ def _through(docker: Docker, source: Path, *args: str) -> str:
     target = source.with_name("out")
     with source.open("rb") as stdin, target.open("wb") as stdout:
         done = subprocess.run(
-            ["docker", "-H", f"unix://{docker.engine.socket}", *args],
+            [*docker.argv, *args],
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
