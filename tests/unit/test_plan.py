@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cloche.base.errors import ConfigError
+from cloche.heart.launch import Glance
 from cloche.model.features import features
 from cloche.model.mounts import FLAGS, parse_options
 from cloche.model.oci import load_config, load_process
@@ -319,8 +320,11 @@ def test_limits(
 ) -> None:
     config = spec()
     config["linux"]["resources"] = resources
-    found = limits(load_config(write(tmp_path, config)))
+    path = write(tmp_path, config)
+    found, glance = limits(load_config(path)), Glance(str(path))
     assert (found.memory, found.cpus) == (memory, cpus)
+    # What the VM gets before the config is parsed.
+    assert (glance.memory, glance.cpus) == (memory, cpus)
 
 
 @pytest.mark.parametrize(

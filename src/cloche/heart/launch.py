@@ -14,6 +14,7 @@ from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.lines import LineReader, encode
 from cloche.base.quick import suppress
+from cloche.model.cpus import cpu_limit
 from cloche.model.state import check_id
 from cloche.vmm.shape import memory_step
 
@@ -136,9 +137,7 @@ class Glance:
         if isinstance(memory, int) and memory > 0:
             self.memory = memory
         cpu = resources.get("cpu") or {}
-        quota, period = cpu.get("quota") or 0, cpu.get("period") or 100000
-        if quota > 0 and period > 0:
-            self.cpus = quota / period
+        self.cpus = cpu_limit(cpu.get("quota"), cpu.get("period"), cpu.get("cpus"))
         for namespace in linux.get("namespaces") or []:
             if namespace.get("type") == "network":
                 self.network = namespace.get("path") or NEW_NETWORK

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from cloche.model.cpus import DEFAULT_PERIOD, cpu_limit, parse_cpus
 from cloche.model.problems import quoted, refuse
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from cloche.model.oci_linux import CPU, Memory, Resources
 
 RESOURCES = "$.linux.resources"
-DEFAULT_PERIOD = 100_000  # µs; the kernel's own
 
 
 class Limits(Struct, frozen=True):
@@ -26,30 +26,9 @@ class Limits(Struct, frozen=True):
 def limits(config: Config) -> Limits:
     """What the config allows the container; None where it sets no limit."""
     resources = config.linux.resources
-    memory = resources.memory.limit
-    cpu = resources.cpu
-    counts: list[float] = []
-    if cpu.quota is not None and cpu.quota > 0:
-        counts.append(cpu.quota / (cpu.period or DEFAULT_PERIOD))
-    if cpu.cpus:
-        counts.append(len(parse_cpus(cpu.cpus, f"{RESOURCES}.cpu.cpus")))
-    return Limits(memory if memory and memory > 0 else None, min(counts) if counts else None)
-
-
-def parse_cpus(text: str, path: str) -> set[int]:
-    """The numbers in a list like ``0-3,7``; ConfigError at JSON *path* when it is none."""
-    numbers: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        ends = (first, last if dash else first)
-        # cpuset lists name processors: five digits are far beyond any kernel's NR_CPUS (8192).
-        if not all(end.isascii() and end.isdigit() and len(end) < 6 for end in ends):
-            refuse(path, f"expected a list of processors like 0-3,7, got {quoted(text)}")
-        low, high = int(ends[0]), int(ends[1])
-        if low > high:
-            refuse(path, f"{quoted(part)} counts down")
-        numbers.update(range(low, high + 1))
-    return numbers
+    memory, cpu = resources.memory.limit, resources.cpu
+    cpus = cpu_limit(cpu.quota, cpu.period, cpu.cpus)
+    return Limits(memory if memory and memory > 0 else None, cpus)
 
 
 def cpu_weight(shares: int) -> int:
@@ -120,10 +99,11 @@ def check_resources(resources: Resources) -> None:
     """ConfigError for values that no cgroup takes."""
     swap_max(resources.memory)
     cpu = resources.cpu
-    if cpu.cpus:
-        parse_cpus(cpu.cpus, f"{RESOURCES}.cpu.cpus")
-    if cpu.mems:
-        parse_cpus(cpu.mems, f"{RESOURCES}.cpu.mems")
+    for name, text in (("cpus", cpu.cpus), ("mems", cpu.mems)):
+        try:
+            parse_cpus(text or "0")
+        except ValueError as error:
+            refuse(f"{RESOURCES}.cpu.{name}", f"{error}, got {quoted(text)}")
     if cpu.idle not in (None, 0, 1):
         refuse(f"{RESOURCES}.cpu.idle", f"expected 0 or 1, got {cpu.idle}")
     # The kernel's own bounds (max_bw_runtime, min_cfs_quota_period in kernel/sched/core.c).
