@@ -95,3 +95,12 @@ def test_stats_shows_limit(docker: Docker) -> None:
     memory, cpu = docker("stats", "--no-stream", "--format", form, name).output.split("|")
     assert memory.endswith("/ 96MiB")
     assert float(cpu.rstrip("%")) > 10
+
+
+@pytest.mark.vm_only
+def test_update_is_refused(docker: Docker) -> None:
+    """``update`` of limits is not possible yet; docker says so, and the container runs on."""
+    name = docker.start("--memory", "96m", IMAGE, "sleep", "1000")
+    result = docker("update", "--cpus", "1", name, code=1)
+    assert "update: not possible yet" in result.stderr
+    assert docker.sh(name, "echo alive") == "alive"

@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from cloche.model.spec import default_spec
 
 from .bundles import Bundle
@@ -116,3 +118,9 @@ def test_containers_of_another_root_are_not_seen(
     other = Runtime(program, folder / "other", {})
     assert other("list", "-q").lines == []
     assert "does not exist" in other.fails("state", created.id)
+
+
+@pytest.mark.parametrize("verb", ["update", "events", "checkpoint", "restore"])
+def test_verb_that_comes_later_says_so(cloche: Runtime, verb: str) -> None:
+    assert f"{verb}: not possible yet" in cloche.fails(verb, "--any", "flag", "some-id")
+    assert "Not possible yet" in cloche(verb, "--help").output
