@@ -1,0 +1,204 @@
+"""Hooks: all six kinds, in their order, with the state on stdin, in their namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .bundles import Bundle
+from .runtime import Runtime
+from .starts import each_start
+
+ON_HOST = ("prestart", "createRuntime", "createContainer", "poststart", "poststop")
+KINDS = (*ON_HOST[:3], "startContainer", *ON_HOST[3:])
+
+
+@pytest.fixture
+def record(folder: Path) -> Path:
+    """A folder where hooks leave what they saw."""
+    directory = folder / "record"
+    directory.mkdir()
+    return directory
+
+
+def hook(script: str, **fields: object) -> dict[str, Any]:
+    """A hook that runs a shell script."""
+    return {
+        "path": "/bin/sh",
+        "args": ["sh", "-c", script],
+        "env": ["PATH=/usr/bin:/bin"],
+        **fields,
+    }
+
+
+def recording(bundle: Bundle, record: Path) -> None:
+    """Give *bundle* a hook of every kind that keeps its stdin, and appends its kind to a log."""
+    bundle.mount("/record", "bind", record, "bind")
+    bundle.config["hooks"] = {
+        kind: [hook(f"cat >{place}/{kind}; echo {kind} >>{place}/order")]
+        for kind in KINDS
+        for place in ["/record" if kind == "startContainer" else record]
+    }
+
+
+@each_start
+def test_hooks_run_in_their_order_and_see_the_state(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    bundle.config["annotations"] = {"key": "value"}
+    recording(bundle, record)
+    container = cloche.create(bundle.sh("echo program >>/record/order"))
+    order = record / "order"
+    assert order.read_text().split() == [*KINDS[:3]]
+    container.start()
+    container.wait()
+    cloche("delete", container.id)
+    lines = order.read_text().split()
+    # The program runs beside the poststart hooks.
+    assert [line for line in lines if line != "program"] == [*KINDS]
+    assert lines.index("program") > lines.index("startContainer")
+    statuses = {kind: check_state(record, kind, container.id, bundle) for kind in KINDS}
+    assert statuses == {
+        "prestart": "creating",
+        "createRuntime": "creating",
+        "createContainer": "creating",
+        "startContainer": "created",
+        "poststart": "running",
+        "poststop": "stopped",
+    }
+
+
+def check_state(record: Path, kind: str, container_id: str, bundle: Bundle) -> str:
+    """Check what a hook had on its stdin; the status."""
+    state: dict[str, Any] = json.loads((record / kind).read_text())
+    assert state["id"] == container_id
+    assert state["bundle"] == str(bundle.path)
+    assert state["annotations"] == {"key": "value"}
+    assert state["ociVersion"].startswith("1.")
+    if kind != "poststop":
+        assert state["pid"] > 0
+    return str(state["status"])
+
+
+def test_runc_agrees(runc: Runtime, bundle: Bundle, record: Path) -> None:
+    """The same hooks under runc: what the tests above expect is not of cloche's own making."""
+    bundle.config["annotations"] = {"key": "value"}
+    recording(bundle, record)
+    runc.run(bundle.args("true"))
+    order = (record / "order").read_text().split()
+    assert order[:3] == [*KINDS[:3]]
+    # startContainer runs inside, beside the poststart hooks of runc's own process.
+    assert sorted(order) == sorted(KINDS)
+    state = json.loads((record / "createRuntime").read_text())
+    assert state["status"] == "creating"
+
+
+def test_hooks_of_one_kind_run_one_after_the_other(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    log = record / "log"
+    scripts = [f"sleep 0.2; echo 1 >>{log}", f"echo 2 >>{log}", f"echo $VAR >>{log}"]
+    hooks = [hook(script) for script in scripts]
+    hooks[2]["env"] = ["VAR=3"]
+    bundle.config["hooks"] = {"createRuntime": hooks}
+    cloche.run(bundle.args("true"))
+    assert log.read_text().split() == ["1", "2", "3"]
+
+
+def test_where_hooks_run(cloche: Runtime, bundle: Bundle, record: Path) -> None:
+    tell = f"readlink /proc/self/ns/net /proc/self/ns/mnt >{record}"
+    bundle.config["hooks"] = {
+        "createRuntime": [hook(f"{tell}/runtime")],
+        "createContainer": [hook(f"{tell}/container")],
+    }
+    container = cloche.create(bundle)
+    network = os.readlink(f"/proc/{container.pid}/ns/net")
+    here = [os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt")]
+    assert (record / "runtime").read_text().split() == here
+    assert (record / "container").read_text().split()[0] == network != here[0]
+
+
+def test_the_pid_is_the_containers(cloche: Runtime, bundle: Bundle, record: Path) -> None:
+    file = record / "state"
+    bundle.config["hooks"] = {"createRuntime": [hook(f"cat >{file}")]}
+    container = cloche.create(bundle)
+    assert json.loads(file.read_text())["pid"] == container.pid
+
+
+@pytest.mark.parametrize("kind", ["prestart", "createRuntime", "createContainer"])
+def test_a_failing_hook_stops_the_creation(
+    cloche: Runtime, bundle: Bundle, record: Path, kind: str
+) -> None:
+    bundle.config["hooks"] = {
+        kind: [hook("echo because >&2; exit 3"), hook(f"touch {record}/second")],
+        "poststop": [hook(f"touch {record}/poststop")],
+    }
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert f"hooks.{kind}[0] /bin/sh: exit status 3: because" in message
+    assert cloche.leftovers() == []
+    assert [path.name for path in record.iterdir()] == ["poststop"]
+
+
+def test_a_failing_start_container_hook_stops_the_start(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"startContainer": [hook("exit 4")]}
+    container = cloche.create(bundle.sh("echo ran"))
+    message = cloche.fails("start", container.id)
+    assert "startContainer" in message
+    container.wait()
+    assert container.output == ""
+
+
+def test_a_hook_that_is_missing(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"prestart": [{"path": "/does/not/exist"}]}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert "hooks.prestart[0] /does/not/exist" in message
+    assert "o such file" in message
+    assert cloche.leftovers() == []
+
+
+def test_a_hook_that_takes_too_long_is_killed(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    script = f"echo $$ >{record}/pid; exec sleep 100"
+    bundle.config["hooks"] = {"prestart": [hook(script, timeout=1)]}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert "hooks.prestart[0] /bin/sh: no end after 1" in message
+    assert not Path("/proc", (record / "pid").read_text().strip()).exists()
+    assert cloche.leftovers() == []
+
+
+def test_a_start_container_hook_that_takes_too_long(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"startContainer": [hook("sleep 100", timeout=1)]}
+    container = cloche.create(bundle)
+    assert "startContainer" in cloche.fails("start", container.id)
+
+
+def test_failing_poststop_hooks_do_not_keep_the_container(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    bundle.config["hooks"] = {"poststop": [hook("exit 1"), hook(f"touch {record}/second")]}
+    cloche.run(bundle.args("true"))
+    assert cloche.leftovers() == []
+
+
+def test_a_hook_need_not_read_its_state(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["annotations"] = {str(number): "x" * 1000 for number in range(100)}
+    bundle.config["hooks"] = {"createRuntime": [hook("exec 0<&-; exit 0")]}
+    assert cloche.run(bundle.sh("echo ran")).output == "ran"
+
+
+def test_hooks_may_set_up_the_network(cloche: Runtime, bundle: Bundle) -> None:
+    """As engines that have no namespace ready do: an interface is there before the guest asks."""
+    script = (
+        "pid=$(grep -o '\"pid\": *[0-9]*' | grep -o '[0-9]*'); "
+        "nsenter -t $pid -n ip link add eth7 type veth peer name peer7 && "
+        "nsenter -t $pid -n ip addr add 10.99.0.2/24 dev eth7 && "
+        "nsenter -t $pid -n ip link set eth7 up"
+    )
+    bundle.config["hooks"] = {"createRuntime": [hook(script)]}
+    result = cloche.run(bundle.sh("ip -o -4 addr show; ip route"))
+    assert "10.99.0.2/24" in result.output
