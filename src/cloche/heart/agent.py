@@ -117,9 +117,14 @@ class Agent:
             for received in self._protocol.receive(data):
                 self._dispatch(received)
         except GuestError as error:
-            # A guest that breaks the protocol is not spoken with any longer.
-            self._fail(error)
-            self._vm.kill()
+            self._give_up(error)
+        except (KeyError, TypeError, ValueError) as error:
+            self._give_up(GuestError(f"agent connection: malformed message: {error!r}"))
+
+    def _give_up(self, error: GuestError) -> None:
+        """A guest that breaks the protocol is not spoken with any longer."""
+        self._fail(error)
+        self._vm.kill()
 
     def _dispatch(self, received: Received) -> None:
         if isinstance(received, Data):

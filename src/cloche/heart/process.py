@@ -100,7 +100,7 @@ class GuestProcess:
 
     def complain(self, text: str) -> None:
         """Add a line of ours to its last output stream."""
-        self._outputs[-1].feed(text.encode(errors="replace"))
+        self._outputs[-1].add(text)
 
     def vm_ended(self) -> None:
         """Its VM is gone: it counts as killed."""

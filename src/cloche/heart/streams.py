@@ -12,6 +12,7 @@ import socket
 import stat
 from typing import TYPE_CHECKING
 
+from cloche.base.errors import GuestError
 from cloche.base.loop import READ, WRITE, Future, Loop
 from cloche.wire.frames import CREDIT_STEP, WINDOW
 
@@ -90,14 +91,17 @@ class OutputRelay:
         self._consumed = 0
         self._ending = False
         self._waiting = False
-        self._received = 0
+        self._room = WINDOW
         self.finished = Future()
         self._idle: list[Future] = []
 
     def feed(self, data: bytes) -> None:
-        """Bytes from the guest."""
+        """Bytes from the guest; GuestError when it sends more than it was granted."""
+        self._room -= len(data)
+        if self._room < 0:
+            raise GuestError(f"agent connection: stream {self.stream} overruns its credit")
         if self.finished.done:
-            self._grant(len(data))  # the reader went away: drop, but let the process go on
+            self._give(len(data))  # the reader went away: drop, but let the process go on
             return
         self._buffer += data
         if not self._waiting:
@@ -132,7 +136,7 @@ class OutputRelay:
             self._buffer.clear()
             self._ending = True
         if self._consumed >= CREDIT_STEP or (self._consumed and not self._buffer):
-            self._grant(self._consumed)
+            self._give(self._consumed)
             self._consumed = 0
         self._watch()
         if not self._buffer:
@@ -141,6 +145,15 @@ class OutputRelay:
                 future.set()
             if self._ending and not self.finished.done:
                 self._finish()
+
+    def add(self, text: str) -> None:
+        """A line of our own behind what the guest has sent."""
+        self._room += len(text.encode())
+        self.feed(text.encode())
+
+    def _give(self, count: int) -> None:
+        self._room = min(self._room + count, WINDOW)
+        self._grant(count)
 
     def _watch(self) -> None:
         if self._buffer and not self._waiting:
