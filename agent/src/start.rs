@@ -100,7 +100,7 @@ global_asm!(
 
 /// Most memory that the agent may use: requests, and the streams' windows (256 KiB each way).
 /// Pages are only taken once they are touched.
-const HEAP: usize = 64 << 20;
+const HEAP: usize = 128 << 20;
 
 static mut ARENA: [u8; HEAP] = [0; HEAP];
 
