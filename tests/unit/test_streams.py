@@ -38,6 +38,23 @@ def test_output_is_written_and_credit_returned(loop: Loop) -> None:
     os.close(read_end)
 
 
+def test_the_guest_is_told_once_that_nobody_reads_any_more(loop: Loop) -> None:
+    read_end, write_end = os.pipe()
+    told: list[str] = []
+    granted: list[int] = []
+    relay = OutputRelay(
+        loop, write_end, grant=granted.append, refuse=lambda: told.append("refused")
+    )
+    os.close(read_end)
+    relay.feed(b"hello")
+    assert told == ["refused"]
+    assert relay.reader_gone
+    assert relay.finished.done
+    relay.feed(b"still under way")
+    assert told == ["refused"]
+    assert sum(granted) == len(b"hello" + b"still under way")
+
+
 def test_slow_reader_holds_credit_back_and_loses_nothing(loop: Loop) -> None:
     read_end, write_end = os.pipe()
     relay, granted = output(loop, write_end)

@@ -69,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     # The short-lived verbs end before a collection would pay; the supervisor switches it on again.
     gc.disable()
+    _open_standard_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     log = Log()
     try:
@@ -110,6 +111,13 @@ def entry() -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _open_standard_streams() -> None:
+    """/dev/null for those that the caller has closed: nothing else is to get their numbers."""
+    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _unalias_help(args: list[str]) -> list[str]:

@@ -81,19 +81,29 @@ class Agent:
         answer.on_done(check)
         return checked
 
-    def output(self, fd: int, *, close: bool = True) -> OutputRelay:
-        """Relay a new guest stream to *fd*."""
+    def output(self, fd: int, *, terminal: bool = False, close: bool = True) -> OutputRelay:
+        """Relay a new guest stream to *fd*.
+
+        Once nobody reads *fd* any more the process gets SIGPIPE, as on a pipe; with a *terminal*
+        its output is dropped, and the hang-up of the terminal is told by a signal.
+        """
         self._last_stream += 1
         stream = self._last_stream
         relay = OutputRelay(
             self._vm.loop,
             fd,
             grant=lambda count: self._vm.send(frames.encode_credit(stream, count)),
+            refuse=lambda: None if terminal else self._vm.send(frames.encode(stream, frames.EOF)),
             close=close,
         )
         relay.stream = stream
-        relay.finished.on_done(lambda _: self._outputs.pop(stream, None))
         self._outputs[stream] = relay
+
+        def finished(_: Future) -> None:
+            if not relay.reader_gone:
+                del self._outputs[stream]
+
+        relay.finished.on_done(finished)
         return relay
 
     def input(self, fd: int, *, close: bool = True) -> InputRelay:
@@ -143,8 +153,10 @@ class Agent:
             self._on_event(received)
 
     def _on_eof(self, stream: int) -> None:
-        if stream in self._outputs:
-            self._outputs[stream].end()
+        if output := self._outputs.get(stream):
+            output.end()
+            if output.reader_gone:
+                del self._outputs[stream]
         elif stream in self._inputs:
             self._inputs[stream].stop()  # the process closed its input
 

@@ -54,7 +54,7 @@ class GuestProcess:
             self._input = self.agent.input(fds[0])
         outputs = 1 if self.terminal else 2
         for fd in fds[1 : 1 + outputs]:
-            self._outputs.append(self.agent.output(fd))
+            self._outputs.append(self.agent.output(fd, terminal=self.terminal))
         for fd in fds[1 + outputs :]:
             os.close(fd)
 

@@ -82,9 +82,18 @@ class OutputRelay:
     stream = 0
 
     def __init__(
-        self, loop: Loop, fd: int, *, grant: Callable[[int], None], close: bool = True
+        self,
+        loop: Loop,
+        fd: int,
+        *,
+        grant: Callable[[int], None],
+        refuse: Callable[[], None] = lambda: None,
+        close: bool = True,
     ) -> None:
+        """*refuse* tells the guest that nobody reads any more."""
         self._loop = loop
+        self._refuse = refuse
+        self.reader_gone = False
         self._endpoint = Endpoint(fd, close=close)
         self._grant = grant
         self._buffer = bytearray()
@@ -101,7 +110,7 @@ class OutputRelay:
         if self._room < 0:
             raise GuestError(f"agent connection: stream {self.stream} overruns its credit")
         if self.finished.done:
-            self._give(len(data))  # the reader went away: drop, but let the process go on
+            self._give(len(data))
             return
         self._buffer += data
         if not self._waiting:
@@ -131,7 +140,9 @@ class OutputRelay:
                 del self._buffer[:count]
                 self._consumed += count
         except OSError:
-            # EPIPE and the like: the reader is gone; what comes is dropped from now on.
+            # EPIPE and the like: the reader is gone; what is under way still is dropped.
+            self.reader_gone = True
+            self._refuse()
             self._consumed += len(self._buffer)
             self._buffer.clear()
             self._ending = True
