@@ -54,6 +54,9 @@ def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int) -> None:
         # Slave: bind mounts made below the share later still arrive here, none goes back.
         syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
+        # 4 MiB less memory a VM, no difference in time.
+        syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
         _arrange_descriptors(fds, log_fd)
         os.chdir("/")
         os.execve(argv[0], argv, qemu_environment())
