@@ -12,8 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from cloche.base.loop import Loop
+from cloche.heart.agent import Agent
+from cloche.heart.machine import boot_of, choose_shape, find_guest
+from cloche.model.config import load_settings
+from cloche.vmm.template_maker import make_template
+from cloche.vmm.vm import Vm
+
 from .cloche import Cloche
-from .conftest import Bundle, qemu_processes
+from .conftest import MEMORY_LIMIT, Bundle, qemu_processes
 
 CLOCKSOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 
@@ -67,14 +74,33 @@ def test_clock_is_right_after_a_restore(cloche: Cloche, bundle: Bundle) -> None:
     assert 2 <= later_uptime - uptime < after - before
 
 
-def test_two_cpus(cloche: Cloche, bundle: Bundle) -> None:
-    bundle.config["linux"]["resources"]["cpu"] = {"quota": 200_000, "period": 100_000}
-    bundle.write("sh", "-c", "nproc; taskset 2 cat /proc/self/stat")
-    for container in ("saves-template", "restores-it"):
-        done = cloche.run("run", "-b", bundle.folder, container)
-        nproc, stat = done.stdout.splitlines()
-        assert nproc == "2"
-        assert stat.split()[38] == "1", "the second processor runs nothing"
+def test_two_vcpus(setup_output: str, tmp_path: Path) -> None:
+    # The command line gives no VM more processors than the machine has, and this one has one.
+    settings = load_settings()
+    guest = find_guest(settings)
+    shape = choose_shape(settings, guest, MEMORY_LIMIT, None)
+    shape.cpus = 2
+    template = make_template(str(tmp_path / "templates"), shape, boot_of(guest, shape))
+    share = tmp_path / "share"
+    share.mkdir()
+    loop = Loop()
+    vm = Vm(loop, str(tmp_path))
+    vm.launch(
+        shape,
+        cpu=template.cpu,
+        share=str(share),
+        memory_file=template.memory_file,
+        state=template.state,
+    )
+    try:
+        loop.run_until(vm.running)
+        hello = loop.run_until(Agent(vm, lambda event: None).hello())
+        processors = loop.run_until(vm.command("query-cpus-fast"))
+    finally:
+        vm.kill()
+        loop.run_until(vm.exited)
+    assert hello["kernel"] == guest.kernel_release
+    assert len(processors) == 2
 
 
 def test_default_shape_on_a_machine_with_less_memory(cloche: Cloche, bundle: Bundle) -> None:
@@ -82,6 +108,20 @@ def test_default_shape_on_a_machine_with_less_memory(cloche: Cloche, bundle: Bun
     bundle.write("head", "-n1", "/proc/meminfo")
     words = cloche.run("run", "-b", bundle.folder, "c").stdout.split()
     assert 1900 < int(words[1]) / 1024 < 2048
+
+
+def test_start_on_a_machine_that_never_overcommits(cloche: Cloche, bundle: Bundle) -> None:
+    mode = Path("/proc/sys/vm/overcommit_memory")
+    bundle.write("true")
+    before = mode.read_text()
+    Path("/proc/sys/vm/overcommit_ratio").write_text("100")
+    mode.write_text("2")
+    try:
+        for template in ("on", "off"):
+            settings = {"CLOCHE_TEMPLATE": template}
+            cloche.run("run", "-b", bundle.folder, template, environment=settings)
+    finally:
+        mode.write_text(before)
 
 
 def test_killed_qemu_ends_the_container(cloche: Cloche, idle: str) -> None:
