@@ -9,55 +9,77 @@ PY := $(VENV)/bin/python
 SYSTEM_PYTHON ?= /usr/bin/python3
 AGENT := agent/target/release/cloche-agent
 
+# What `su` leaves out of root's PATH.
+export PATH := $(PATH):/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
+
+# NAME/PROGRAM: not needed where the program is, from whichever package (see tools/packages).
 RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
-BUILD_PACKAGES := gcc libc6-dev libseccomp-dev python3-dev
-TEST_PACKAGES := docker.io containerd runc iptables procps cpio strace
+BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
+DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
+TEST_PACKAGES := $(DOCKER_PACKAGES) procps cpio strace lz4
+
+# The order of prerequisites is the order of work: packages before the compiler they bring.
+.NOTPARALLEL:
 
 .PHONY: help
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
 .PHONY: demo
-demo: install demo-docker-deps ## set everything up, run a container in its own VM, then through Docker
-	tools/demo $(BIN)/cloche
+demo: install docker-deps ## set everything up, run a container in its own VM, then through Docker
+	@tools/demo $(BIN)/cloche
 
 .PHONY: install
-install: deps agent ## install cloche below PREFIX and its command into BIN, prepare the guest
-	tools/install $(SYSTEM_PYTHON) $(PREFIX) $(BIN)
-	$(BIN)/cloche setup
+install: root deps agent ## install cloche below PREFIX and its command into BIN, prepare the guest
+	@echo "== installing cloche into $(PREFIX)"
+	@tools/install $(SYSTEM_PYTHON) $(PREFIX) $(BIN)
+	@echo "== preparing what VMs start from: cloche setup"
+	@$(BIN)/cloche setup
 
 .PHONY: uninstall
 uninstall: ## take the installation out again (data in /var/lib/cloche stays)
+	@if grep -qs '"$(BIN)/cloche"' /etc/docker/daemon.json; then $(BIN)/cloche uninstall docker; fi
 	rm -rf $(PREFIX) $(BIN)/cloche
+
+.PHONY: root
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "make: this needs root: packages are installed, VMs started" >&2; exit 1; }
 
 .PHONY: deps
 deps: ## install what cloche needs to run and to be built
-	tools/packages $(RUN_PACKAGES) $(IMAGE_PACKAGES) $(BUILD_PACKAGES)
-	tools/cargo --install
+	@echo "== packages that cloche needs to run and to be built"
+	@tools/packages $(RUN_PACKAGES) $(IMAGE_PACKAGES) $(BUILD_PACKAGES)
+	@tools/cargo --install
 
-.PHONY: demo-docker-deps
-demo-docker-deps:
-	tools/packages docker.io
+.PHONY: docker-deps
+docker-deps:
+	@echo "== Docker"
+	@tools/packages $(DOCKER_PACKAGES)
 
 .PHONY: agent
 agent: ## build the guest agent, and the library that mends QEMU's 9p
-	cd agent && "$$(../tools/cargo)" build --release --locked
-	cd preload && "$$(../tools/cargo)" build --release --locked
+	@echo "== building the guest agent"
+	@cd agent && "$$(../tools/cargo)" build --release --locked
+	@cd preload && "$$(../tools/cargo)" build --release --locked
 	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
 	@test "$$(stat -c %s $(AGENT))" -le 1048576
 
 .PHONY: venv
 venv: deps
-	tools/venv $(SYSTEM_PYTHON) $(VENV)
+	@echo "== the checkout's own environment: $(VENV)"
+	@tools/venv $(SYSTEM_PYTHON) $(VENV)
 
 .PHONY: test-deps
-test-deps: venv agent
-	tools/packages $(TEST_PACKAGES)
-	$(VENV)/bin/cloche setup
+test-deps: root venv agent ## install what the tests need, prepare the guest
+	@echo "== packages that the tests need"
+	@tools/packages $(TEST_PACKAGES)
+	@echo "== preparing what VMs start from: cloche setup"
+	@$(VENV)/bin/cloche setup
 
 .PHONY: lint
 lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
+	@tools/cargo --install-lint
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
