@@ -68,13 +68,14 @@ def test_fork_bomb(docker: Docker, neighbour: str) -> None:
 
 
 def test_kernel_crash(docker: Docker, neighbour: str) -> None:
-    """A crash of the container's kernel ends that container, with an exit code, and no other."""
+    """A crash of the container's kernel ends that container and no other; the log tells of it."""
     options = ("--security-opt", "systempaths=unconfined")
     crash = docker.start(*options, IMAGE, "sleep", "1000")
     _assert_own_kernel(docker, crash)
     docker("exec", "-d", crash, "sh", "-c", CRASH)
     wait_until(lambda: not docker.state(crash)["Running"], "the container has ended", seconds=30)
     assert docker.state(crash)["ExitCode"] != 0
+    assert "Kernel panic - not syncing: sysrq triggered crash" in docker("logs", crash).stderr
     assert docker.sh(neighbour, "echo alive") == "alive"
     docker("rm", crash)
 
@@ -87,6 +88,7 @@ def test_power_off(docker: Docker, neighbour: str) -> None:
     docker("exec", "-d", name, "sh", "-c", "echo b > /proc/sysrq-trigger")
     wait_until(lambda: not docker.state(name)["Running"], "the container has ended", seconds=30)
     assert docker.state(name)["ExitCode"] != 0
+    assert "restarted or switched itself off" in docker("logs", name).stderr
     assert docker.sh(neighbour, "echo alive") == "alive"
 
 

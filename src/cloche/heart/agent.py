@@ -41,15 +41,15 @@ class Agent:
         self._outputs: dict[int, OutputRelay] = {}
         self._inputs: dict[int, InputRelay] = {}
         self._last_stream = 0
-        self._broken: ClocheError | None = None
+        self.broken: ClocheError | None = None
         vm.on_agent = self._on_data
         vm.exited.on_done(lambda _: self._vm_ended())
 
     def call(self, op: str, fields: dict[str, Any] | None = None) -> Future:
         """Send a request; the future holds its value, or AgentError."""
         future = Future()
-        if self._broken is not None:
-            future.fail(self._broken)
+        if self.broken is not None:
+            future.fail(self.broken)
             return future
         number, frame = self._protocol.request(op, fields or {})
         self._pending[number] = future
@@ -175,12 +175,10 @@ class Agent:
         self._fail(self._vm.failure("the VM has ended") if self._pending else untold)
 
     def _fail(self, error: ClocheError) -> None:
-        if self._broken is None:
-            self._broken = error
+        if self.broken is None:
+            self.broken = error
         pending, self._pending = self._pending, {}
         for future in pending.values():
             future.fail(error)
-        for relay in list(self._outputs.values()):
-            relay.end()
         for source in list(self._inputs.values()):
             source.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,9 +200,9 @@ class Container:
     def vm_ended(self, why: str) -> None:
         """Nothing runs any longer; *why* goes to the container's stderr, where logs show it."""
         if not self.init.exited.done:
-            self.init.complain(f"cloche: {why}\n")
+            self.init.complain(f"cloche: {why}")
         for process in (self.init, *self.processes.values()):
-            process.vm_ended()
+            process.on_exit(signal.SIGKILL)
 
     def on_exit(self, exec_id: object, status: int) -> None:
         """The guest reports the end of one of its processes."""

@@ -100,10 +100,11 @@ class GuestProcess:
 
     def complain(self, text: str) -> None:
         """Add a line of ours to its last output stream."""
-        self._outputs[-1].add(text)
+        # A terminal in raw mode takes a line feed for just that.
+        self._outputs[-1].add(f"\r{text}\r\n" if self.terminal else f"{text}\n")
 
-    def vm_ended(self) -> None:
-        """Its VM is gone: it counts as killed."""
+    def give_up(self) -> None:
+        """Its VM is gone, and nobody reads the rest of its output: it counts as killed."""
         self.abandon()
         self.exited.set(STATUS_VM_DIED)
 

@@ -8,7 +8,7 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import StateError
+from cloche.base.errors import GuestError, StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
 from cloche.heart.parent import Parent
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 AGENT_TIMEOUT_S = 90.0
 KILL_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 5.0
 MAX_WARNINGS = 100
 # msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
 # attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
@@ -172,7 +173,10 @@ class Sandbox:
 
     def _vm_ended(self, container: Container) -> None:
         if not container.init.exited.done:
-            container.vm_ended(str(self.vm.failure("the VM has ended by itself")))
+            refused = self.agent.broken
+            container.vm_ended(str(refused if isinstance(refused, GuestError) else self.vm.death()))
+            # Whoever does not read what is left of its output holds nobody up.
+            self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 
     def _on_signal(self, container: Container, number: int) -> None:
         if number == signal.SIGWINCH:

@@ -6,7 +6,7 @@ import _socket  # socket proper imports selectors and enum, 5 ms
 import fcntl
 import os
 
-from cloche.base.errors import BootError
+from cloche.base.errors import BootError, ClocheError
 from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
@@ -26,6 +26,7 @@ F_SETPIPE_SZ = 1031
 # What QEMU says of every network slot that is not in use.
 NOISE = "is not connected to host network"
 MILESTONE = "cloche-agent: "
+PANIC = "Kernel panic"
 
 # Descriptors in QEMU's table; the taps follow.
 AGENT_FD, QMP_FD, CONSOLE_FD, INCOMING_FD, FIRST_TAP_FD = range(FIRST_FD, FIRST_FD + 5)
@@ -124,7 +125,9 @@ class Vm:
     # ---- the agent's stream
 
     def send(self, data: bytes) -> None:
-        """Queue *data* for the agent."""
+        """Queue *data* for the agent; nothing happens once QEMU is gone."""
+        if self._agent.fileno() < 0:
+            return
         waiting = bool(self._out)
         self._out += data
         if not waiting:
@@ -231,14 +234,32 @@ class Vm:
         console = self.console.decode(errors="replace").replace("\r", "")
         milestones = [line for line in console.splitlines() if line.startswith(MILESTONE)]
         last = milestones[-1].removeprefix(MILESTONE) if milestones else "none"
-        parts = [f"VM: {self.step}: {cause}; last boot milestone: {last}"]
+        return BootError(
+            f"VM: {self.step}: {cause}; last boot milestone: {last}; {self._last_words()}",
+            hint="`cloche setup --check` tells whether kernel and template fit",
+        )
+
+    def death(self) -> ClocheError:
+        """Why a VM that was up has ended, with nobody here having asked for it."""
+        status = int(self.exited.value)
+        if status == 0:
+            cause = "the guest's kernel crashed, restarted or switched itself off"
+        else:
+            cause = f"QEMU ended with {_describe(status)}"
+        hint = "did the host run out of memory? dmesg tells" if status == -9 else ""
+        return ClocheError(f"VM: {cause}; {self._last_words()}", hint=hint)
+
+    def _last_words(self) -> str:
+        """The ends of the guest's console and of what QEMU said, on one line."""
+        parts = []
+        console = self.console.decode(errors="replace").replace("\r", "")
         for title, text in (("console", console), ("QEMU", read_text(self.log) or "")):
             lines = [line for line in text.strip().splitlines() if NOISE not in line]
-            tail = " | ".join(lines[-5:])
+            # What follows a panic are registers.
+            panics = [line for line in lines if PANIC in line]
+            tail = " | ".join(panics[-1:] or lines[-5:])
             parts.append(f"{title}: {tail[-800:] or '(silent)'}")
-        return BootError(
-            "; ".join(parts), hint="`cloche setup --check` tells whether kernel and template fit"
-        )
+        return "; ".join(parts)
 
 
 def _pipe_with(data: bytes) -> int:
