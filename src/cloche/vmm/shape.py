@@ -39,7 +39,7 @@ class Shape:
         except OSError:
             qemu = self.qemu
         size = f"{self.cpus} cpu, {self.memory} MiB"
-        return [FORMAT, qemu, self.machine, self.accel, size, self.guest_key, _host_cpu()]
+        return [FORMAT, qemu, self.machine, self.accel, size, self.guest_key, _host_cpu(self.accel)]
 
     def directory_name(self) -> str:
         """A readable name; its checksum keeps templates of one size but different origin apart.
@@ -54,14 +54,21 @@ class Shape:
 FORMAT = "4"
 
 
-def _host_cpu() -> str:
-    """The host's CPU model: a template holds the CPU features the guest found."""
+def _host_cpu(accel: str) -> str:
+    """The host's CPU: a template holds the CPU features that the guest found.
+
+    With KVM they are the host's, less what its microcode and kernel hide, so that an update of
+    either makes another CPU.
+    """
+    found: dict[str, str] = {}
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         # The first processor's entry is enough: the whole file takes milliseconds on big hosts.
-        for line in file.read(1024).splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return ""
+        for line in file.read(4096).splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    names = ("model name", "microcode", "flags") if accel == "kvm" else ("model name",)
+    words = [found.get(name, "") for name in names]
+    return " ".join([*words, os.uname().release] if accel == "kvm" else words)
 
 
 def memory_step(limit: int | None) -> int:
