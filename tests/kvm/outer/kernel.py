@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,8 @@ def prepare_kernel(cache: Path, report: Report) -> OuterKernel:
     if kernel is None:
         with fetch_package(package, cache, report) as deb:
             _unpack(deb, package, wanted, target, report)
+        for older in set(cache.glob("[!.]*")) - {target}:
+            shutil.rmtree(older)
         kernel = _load(target, package, wanted)
     if kernel is None:
         raise ClocheError(f"{target}: the outer VM's kernel was unpacked, but is not whole")

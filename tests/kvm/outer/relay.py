@@ -40,7 +40,8 @@ class Relay:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._stack = ExitStack()
-        self._reports: Iterator[dict[str, object]] | None = None
+        self._source: Iterator[pytest.TestReport] | None = None
+        self._early: list[pytest.TestReport] = []
         self._broken = ""
         self._deadline = 0.0
 
@@ -69,9 +70,10 @@ class Relay:
             return [_failure(item, f"not run: {self._broken}")]
         try:
             with _time_limit(self._remaining()):
-                return list(self._next_reports(item))
+                return self._next_reports(item)
         except (ClocheError, OSError) as error:
             self._broken = str(error).partition(";")[0]
+            self._stack.close()
             return [_failure(item, str(error))]
 
     def _remaining(self) -> float:
@@ -79,22 +81,19 @@ class Relay:
         self._deadline = self._deadline or now + TIME_LIMIT_S
         return max(self._deadline - now, 0.001)
 
-    def _next_reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        if self._reports is None:
+    def _next_reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """All reports of *item*; those of others that come before stay for later."""
+        if self._source is None:
             nodes = [other.nodeid for other in item.session.items if _is_inside(other)]
-            self._reports = self._start(nodes)
-        for data in self._reports:
-            hook = self._config.hook
-            report = hook.pytest_report_from_serializable(config=self._config, data=data)
-            if report.nodeid != item.nodeid:
-                raise ClocheError(f"outer VM: reported {report.nodeid}, not {item.nodeid}")
-            yield report
-            if report.when == "teardown":
-                return
-        raise ClocheError(f"outer VM: ended without a report of {item.nodeid}")
+            self._source = self._start(nodes)
+        while not any(_is_last(report, item) for report in self._early):
+            self._early.append(next(self._source))
+        found = [report for report in self._early if report.nodeid == item.nodeid]
+        self._early = [report for report in self._early if report.nodeid != item.nodeid]
+        return found
 
-    def _start(self, nodes: Sequence[str]) -> Iterator[dict[str, object]]:
-        """Boot the VM; yields the reports of the tests *nodes* as they come."""
+    def _start(self, nodes: Sequence[str]) -> Iterator[pytest.TestReport]:
+        """Boot the VM; yields the reports of the tests *nodes* as they come, and never ends."""
         cache = self._config.cache
         if cache is None:
             raise ClocheError("outer VM: pytest's cache plugin keeps its kernel; do not disable it")
@@ -105,7 +104,8 @@ class Relay:
         vm = self._stack.enter_context(outer_vm(kernel, root, _command(nodes), _environment(root)))
         try:
             for line in vm.results.makefile("rb"):
-                yield json.loads(line)
+                hook, data = self._config.hook, json.loads(line)
+                yield hook.pytest_report_from_serializable(config=self._config, data=data)
         except (ClocheError, OSError) as error:
             raise ClocheError(f"{error}; its console: {vm.console_tail()}") from error
         raise ClocheError(f"outer VM: ended early; its console: {vm.console_tail()}")
@@ -129,6 +129,10 @@ class _Progress:
     def note(self, text: str) -> None:
         """Print the note."""
         self.step(f"note: {text}")
+
+
+def _is_last(report: pytest.TestReport, item: pytest.Item) -> bool:
+    return report.nodeid == item.nodeid and report.when == "teardown"
 
 
 def _is_inside(item: pytest.Item) -> bool:
