@@ -124,20 +124,16 @@ class Runtime:
         return self._make("run", bundle, ("--detach", *flags), stdin)
 
     def _make(self, verb: str, bundle: Bundle, flags: Sequence[str], stdin: int) -> Container:
-        container_id = self.new_id()
-        out_file, err_file = (self.directory / f"{container_id}.{name}" for name in ("out", "err"))
+        name = self.new_id()
+        out_file, err_file, pid_file = (
+            self.directory / f"{name}.{suffix}" for suffix in ("out", "err", "pid")
+        )
+        words = (verb, *flags, "--pid-file", pid_file, "--bundle", bundle.save(), name)
         with open(out_file, "wb") as out, open(err_file, "wb") as err:
-            self.popen(
-                *(verb, *flags, "--bundle", bundle.save(), container_id),
-                stdin=stdin,
-                stdout=out,
-                stderr=err,
-            ).wait(TIMEOUT_SECONDS)
-        state = self("state", container_id, code=None)
-        assert state.code == 0, f"{verb} failed: {err_file.read_text()}"
-        pid = int(state.json()["pid"])
-        self._pids.append(pid)
-        return Container(self, container_id, pid, out_file, err_file)
+            code = self.popen(*words, stdin=stdin, stdout=out, stderr=err).wait(TIMEOUT_SECONDS)
+        assert code == 0, f"{verb} failed: {err_file.read_text()}"
+        self._pids.append(int(pid_file.read_text()))
+        return Container(self, name, self._pids[-1], out_file, err_file)
 
     def popen(
         self,

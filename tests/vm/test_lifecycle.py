@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -194,13 +193,11 @@ def test_a_paused_container_can_be_deleted_by_force(running: Container) -> None:
     assert running.runtime.leftovers() == []
 
 
-def test_pid_file_names_the_process_that_stands_for_the_container(
-    cloche: Runtime, bundle: Bundle, folder: Path
-) -> None:
-    file = folder / "pid"
-    container = cloche.create(bundle, "--pid-file", str(file))
-    assert int(file.read_text()) == container.pid == container.state()["pid"]
-    assert host.qemu_of(cloche.root, container.id) != container.pid
+def test_pid_file_names_the_process_that_stands_for_the_container(created: Container) -> None:
+    cloche = created.runtime
+    text = (cloche.directory / f"{created.id}.pid").read_text()
+    assert text == str(created.state()["pid"])
+    assert host.qemu_of(cloche.root, created.id) != created.pid
 
 
 def test_an_id_in_use_is_refused_and_stays(running: Container, bundle: Bundle) -> None:
