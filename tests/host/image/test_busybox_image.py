@@ -28,6 +28,12 @@ def test_docker_archive_has_the_name_asked_for(tmp_path: Path) -> None:
     assert "busybox:latest" in run("tar", "-xOf", tmp_path / "x.tar", "manifest.json")
 
 
+def test_the_same_busybox_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("first.tar", "second.tar"):
+        run(TOOL, "docker-archive", tmp_path / name)
+    assert (tmp_path / "first.tar").read_bytes() == (tmp_path / "second.tar").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "environment", "says"),
     [
