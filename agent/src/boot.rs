@@ -87,11 +87,20 @@ pub fn enable_controllers(notes: &mut Notes) {
 /// Lifts the kernel's limits on the number of processes: memory runs out first, and then a
 /// container's process is killed. Else a fork bomb would keep the agent from making any.
 pub fn lift_limits(notes: &mut Notes) {
-    const LIMITS: [(&str, &str); 2] =
-        [("/proc/sys/kernel/pid_max", "4194304"), ("/proc/sys/kernel/threads-max", "4194304")];
+    const LIMITS: [(&str, &str); 3] = [
+        ("/proc/sys/kernel/pid_max", "4194304"),
+        ("/proc/sys/kernel/threads-max", "4194304"),
+        // Else a list of all processes goes to the slow console each time.
+        ("/proc/sys/vm/oom_dump_tasks", "0"),
+    ];
     for (path, value) in LIMITS {
         note(notes, path, files::write(path, value.as_bytes()));
     }
+}
+
+/// Lets the agent go first: under a fork bomb it must still be heard.
+pub fn take_precedence(notes: &mut Notes) {
+    note(notes, "scheduling", sys::take_precedence());
 }
 
 /// Loads the modules that /modules/load lists, in its order.

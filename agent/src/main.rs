@@ -43,6 +43,7 @@ extern "C" fn main() -> ! {
     boot::mount_all(&mut notes);
     boot::enable_controllers(&mut notes);
     boot::lift_limits(&mut notes);
+    boot::take_precedence(&mut notes);
     console::milestone("mounts done");
     boot::load_modules(&mut notes);
     console::milestone("modules loaded");

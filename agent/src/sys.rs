@@ -339,6 +339,16 @@ pub fn set_time(nanoseconds: u64) -> Result<()> {
         .map(drop)
 }
 
+/// Puts this process, but none of its children, before all that are scheduled normally; such a
+/// process may also use up more of the last free memory.
+pub fn take_precedence() -> Result<()> {
+    let policy = (raw::SCHED_RR | raw::SCHED_RESET_ON_FORK) as usize;
+    let priority: i32 = 1;
+    let at = ptr::addr_of!(priority) as usize;
+    // SAFETY: struct sched_param is one int, and outlives the call.
+    unsafe { syscall(raw::__NR_sched_setscheduler, [0, policy, at, 0, 0]) }.map(drop)
+}
+
 /// Sleeps; only for the few waits at boot that nothing can be polled for.
 pub fn sleep(milliseconds: u32) {
     let time = raw::timespec {
