@@ -228,3 +228,15 @@ def test_the_folder_of_a_bundle_is_the_current_one_by_default(
 ) -> None:
     path = bundle.sh("echo here").save()
     assert cloche("run", cloche.new_id(), cwd=path).output == "here"
+
+
+def test_run_outlives_signals_that_come_while_the_vm_starts(
+    cloche: Runtime, bundle: Bundle
+) -> None:
+    process = cloche.popen("run", "--bundle", bundle.sh(LISTENER).save(), name := cloche.new_id())
+    wait_until((cloche.root / name / "qemu.log").exists, "QEMU has been started", 20)
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.terminate()
+    assert process.wait(20) == 3

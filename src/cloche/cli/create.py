@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5 ms
+
 from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
@@ -83,6 +85,8 @@ def run(context: Context, args: list[str]) -> int:
 
 def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:
     """Create the container of *request* and run its program at once."""
+    if request.foreground:
+        _note_signals(request)
     created = _bring_up(context, request, "run")
     _write_pid_file(pid_file, created)
     write_timings(context, created)
@@ -95,6 +99,19 @@ def start_now(context: Context, request: Request, *, pid_file: str = "") -> Crea
             remove(request.root, request.id, force=True)
             raise
     return created
+
+
+def _note_signals(request: Request) -> None:
+    """Keep what is sent from now on for the program: it runs before we can forward anything.
+
+    Not SIGINT: Ctrl-C ends a start that takes too long.
+    """
+
+    def note(number: int, _: object) -> None:
+        request.early_signals.append(number)
+
+    for number in (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGUSR1, _signal.SIGUSR2):
+        _signal.signal(number, note)
 
 
 def _bring_up(context: Context, request: Request, verb: str) -> Created:

@@ -42,7 +42,7 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
 def follow(request: Request, pid: int, *, keep: bool) -> int:
     """Wait for the container's end, forward signals until then; returns its exit code."""
     with raw_terminal(request.glance.terminal):
-        code = _wait(pid)
+        code = _wait(pid, request.early_signals)
     if not keep:
         from cloche.cli.lifecycle import remove
 
@@ -50,9 +50,12 @@ def follow(request: Request, pid: int, *, keep: bool) -> int:
     return code
 
 
-def _wait(pid: int) -> int:
+def _wait(pid: int, early: list[int]) -> int:
     watched = FORWARDED | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    for number in early:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

@@ -71,6 +71,8 @@ class Request:
         self.user_network = user_network
         self.at_once = at_once
         self.quiet_warnings = quiet_warnings
+        # Signals that arrived before the program ran, for whoever follows it.
+        self.early_signals: list[int] = []
         self.timings = Timings()
         self.glance = Glance(os.path.join(self.bundle, "config.json"))
 
