@@ -15,15 +15,11 @@ from cloche.heart.launch import (
 from cloche.heart.supervisor import supervise
 from cloche.host import cgroup
 from cloche.model.state import OCI_VERSION
+from cloche.vmm.shape import host_limit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
-
-
-MIB = 1 << 20
-# What QEMU and the supervisor may use beside the guest's memory.
-HOST_OVERHEAD = 256 * MIB
 
 
 class Created:
@@ -75,7 +71,7 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
 def _join_cgroup(request: Request, pids: list[int]) -> None:
     """Move supervisor and QEMU to where the engine expects the container."""
     path = cgroup.relative_path(request.glance.cgroups_path, request.id)
-    cgroup.join(path, request.memory_mib() * MIB + HOST_OVERHEAD, pids)
+    cgroup.join(path, host_limit(request.memory_mib()), pids)
 
 
 def _run_host_hooks(request: Request, pid: int) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 NIC_SLOTS = 3
 BLOCK_SLOTS = 2
 AGENT_PORT = "cloche.agent"
+# MiB of translated code that TCG keeps. By itself QEMU takes up to 1024, which no limit on a
+# container's memory has room for; a full cache only means that code is translated anew.
+TRANSLATION_CACHE = 128
 SHARE_TAG = "cloche"
 # Template and clones carry these; the agent tells the slots apart by them, then sets the real ones.
 MAC_PREFIX = "52:54:00:c1:0c:"
@@ -111,11 +114,15 @@ def qemu_argv(vm: Machine) -> list[str]:
 
 
 def _machine(vm: Machine) -> list[str]:
-    options = [vm.machine, f"accel={vm.accel}", "memory-backend=ram"]
+    options = [vm.machine, "memory-backend=ram"]
     if vm.machine == "microvm":
         # Option ROMs only delay a direct kernel boot; stock kernels find virtio-mmio by ACPI.
         options += ["x-option-roms=off", "acpi=on", "rtc=on"]
-    return ["-M", ",".join(options), "-cpu", vm.cpu, "-smp", str(vm.cpus), "-m", f"{vm.memory}M"]
+    accel = f"tcg,tb-size={TRANSLATION_CACHE}" if vm.accel == "tcg" else vm.accel
+    return [
+        *("-M", ",".join(options), "-accel", accel),
+        *("-cpu", vm.cpu, "-smp", str(vm.cpus), "-m", f"{vm.memory}M"),
+    ]
 
 
 def _memory(vm: Machine) -> list[str]:

@@ -12,6 +12,9 @@ DEFAULT_CPUS = 1
 DEFAULT_MEMORY = 2048
 # What the guest's kernel and agent need beside the container's own limit, MiB.
 GUEST_OVERHEAD = 96
+# What QEMU and the supervisor may use beside the guest's memory, MiB: TCG's translation cache
+# (argv.TRANSLATION_CACHE), and as much for all the rest, of which they were seen to use 60.
+HOST_OVERHEAD = 256
 SMALLEST_MEMORY = 256
 MIB = 1 << 20
 
@@ -83,6 +86,15 @@ def memory_step(limit: int | None) -> int:
     while step < wanted:
         step *= 2
     return step
+
+
+def host_limit(memory: int) -> int:
+    """The limit in bytes of the host's cgroup of a VM with *memory* MiB.
+
+    It must never be met in a VM's legitimate use, since there is only QEMU to be killed: the
+    guest's own cgroups enforce the container's limit, this one bounds what the VM may cost.
+    """
+    return (memory + HOST_OVERHEAD) * MIB
 
 
 def cpu_count(cpus: float | None, available: int) -> int:
