@@ -49,7 +49,7 @@ def test_first_start_saves_a_template_and_the_next_restores_it(
 
 def test_restored_vm_is_a_clone_under_kvm(cloche: Cloche, idle: str) -> None:
     (argv,) = qemu_processes()
-    assert re.search(r"-M microvm,accel=kvm,.* -cpu host ", argv)
+    assert re.search(r"-M microvm,.* -accel kvm -cpu host ", argv)
     assert "-incoming defer" in argv
     assert "share=off" in argv
     assert cloche.run("exec", idle, "cat", CLOCKSOURCE).stdout == "kvm-clock\n"
