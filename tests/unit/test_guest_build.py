@@ -18,8 +18,9 @@ from cloche.guest.build import (
     guest_is_stale,
     refresh_guest,
     remove_unused,
+    wanted_guests,
 )
-from cloche.guest.guest import Guest, changed_source, current_guest, is_current
+from cloche.guest.guest import Guest, changed_source, current_guest, guest_for, is_current
 from cloche.guest.kernel import Kernel, load_kernel
 from cloche.guest.tools import explained_os_errors, new_directory
 
@@ -116,6 +117,91 @@ def test_an_agent_written_again_with_the_same_bytes_keeps_the_key(
     again = refresh_guest(data, guest, agent)
     assert again.key == guest.key
     assert is_current(again, agent)
+
+
+def _inodes(data: Path) -> dict[str, int]:
+    """What tells that a file below *data* was written: all of ours are replaced, not changed."""
+    found = {}
+    for name in ("guests", "agents"):
+        for path in (data / name).rglob("*"):
+            found[str(path)] = path.lstat().st_ino
+    return found
+
+
+@pytest.mark.parametrize("contents", [b"\x7fELF agent", b"\x7fELF another agent"])
+def test_two_installations_do_not_make_each_others_guest_stale(
+    data: Path, kernel: Kernel, agent: str, tmp_path: Path, contents: bytes
+) -> None:
+    installed = tmp_path / "installed-agent"
+    installed.write_bytes(contents)
+    first = build_guest(data, kernel, agent)
+    second = build_guest(data, kernel, str(installed))
+    assert (first.key == second.key) == (contents == Path(agent).read_bytes())
+    before = _inodes(data)
+    for _ in range(2):
+        for path, built in ((agent, first), (str(installed), second)):
+            found = guest_for(data, path)
+            assert found is not None
+            assert found.key == built.key
+            assert is_current(found, path)
+            assert guest_is_stale(found, path, Path(found.manifest["kernel_directory"])) is None
+    assert _inodes(data) == before
+    assert wanted_guests(data) == {first.key, second.key}
+
+
+def test_another_installations_guest_of_an_older_kernel_is_not_booted(
+    data: Path, guest: Guest, agent: str, tmp_path: Path
+) -> None:
+    installed = tmp_path / "installed-agent"
+    installed.write_bytes(b"\x7fELF another agent")
+    newer = load_kernel(unpacked_kernel(data / "kernels" / "new", "6.1.0-99-amd64", source="new"))
+    assert newer is not None
+    current = build_guest(data, newer, str(installed))
+    found = guest_for(data, agent)
+    assert found is not None
+    assert found.key == current.key
+    assert not is_current(found, agent)
+    made = refresh_guest(data, found, agent)
+    assert made.key not in {guest.key, current.key}
+    assert made.manifest["kernel_directory"] == str(newer.directory)
+
+
+def test_an_agent_that_changed_or_went_is_forgotten(
+    data: Path, kernel: Kernel, agent: str, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.write_bytes(b"\x7fELF gone")
+    build_guest(data, kernel, str(gone))
+    build_guest(data, kernel, agent)
+    Path(agent).write_bytes(b"\x7fELF agent, built anew")
+    gone.unlink()
+    current = current_guest(data)
+    assert current is not None
+    assert wanted_guests(data) == {current.key}
+    assert os.listdir(data / "agents") == []
+
+
+def test_a_damaged_record_of_an_agent_only_costs_a_build(
+    data: Path, guest: Guest, agent: str, tmp_path: Path
+) -> None:
+    installed = tmp_path / "installed-agent"
+    installed.write_bytes(b"\x7fELF agent")
+    refresh_guest(data, guest, str(installed))
+    for text in ("", "[]", '{"agent": 3}', '{"agent": {}, "guest": "none"}'):
+        for path in (data / "agents").iterdir():
+            path.write_text(text)
+        assert refresh_guest(data, guest, agent).key == guest.key
+        assert refresh_guest(data, guest, str(installed)).key == guest.key
+
+
+def test_of_two_starts_with_a_new_agent_one_makes_the_guest(
+    data: Path, guest: Guest, agent: str
+) -> None:
+    Path(agent).write_bytes(b"\x7fELF agent, built anew")
+    made = refresh_guest(data, guest, agent)
+    before = _inodes(data)
+    assert refresh_guest(data, guest, agent).key == made.key
+    assert _inodes(data) == before
 
 
 def test_an_agent_that_is_gone_leaves_the_guest_current(guest: Guest, agent: str) -> None:

@@ -16,7 +16,7 @@ from cloche.base.errors import ClocheError
 from cloche.base.spawn import run
 from cloche.guest import build
 from cloche.guest.agent_binary import find_agent, require_agent
-from cloche.guest.guest import Guest, current_guest
+from cloche.guest.guest import Guest, guest_for
 from cloche.guest.report import Report
 from cloche.heart.machine import boot_of, choose_shape
 from cloche.model.config import Settings, load_settings
@@ -67,7 +67,7 @@ def prepare(settings: Settings) -> int:
         guest = make_guest(settings, report)
         shape = choose_shape(settings, guest, None, None)
         made = make_template(settings, guest, shape, report)
-        removed = remove_unused(settings, guest)
+        removed = remove_unused(settings)
     rows = [
         *guest_rows(guest),
         Row("QEMU", version, settings.qemu),
@@ -109,11 +109,13 @@ def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report
     return Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk")
 
 
-def remove_unused(settings: Settings, guest: Guest) -> list[str]:
-    """Remove what no VM will start from any more."""
-    with build.setup_lock(Path(settings.data_root)):
-        removed = build.remove_unused(Path(settings.data_root))
-        names = template_maker.remove_unused(settings.templates, guest.key)
+def remove_unused(settings: Settings) -> list[str]:
+    """Remove what no VM will start from any more, of this or another installation."""
+    data_root = Path(settings.data_root)
+    with build.setup_lock(data_root):
+        removed = build.remove_unused(data_root)
+        wanted = build.wanted_guests(data_root)
+        names = template_maker.remove_unused(settings.templates, wanted)
     return [*removed, *(f"templates/{name}" for name in names)]
 
 
@@ -136,8 +138,8 @@ def stale_reasons(settings: Settings) -> list[str]:
         qemu_version(settings)
     except ClocheError as error:
         reasons.append(str(error))
-    guest = current_guest(settings.data_root)
     agent = find_agent()
+    guest = guest_for(settings.data_root, agent)
     if agent is None and guest is None:
         reasons.append("the agent's binary is not there (`make agent` builds it)")
     stale = build.guest_is_stale(guest, agent, configured_kernel(settings))

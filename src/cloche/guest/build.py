@@ -18,11 +18,15 @@ from cloche.base.files import write_atomically
 from cloche.guest.guest import (
     RECIPE,
     Guest,
+    agent_record,
     changed_source,
     current_guest,
     fingerprint,
+    guest_for,
     guests_root,
+    is_current,
     load_guest,
+    recorded_key,
 )
 from cloche.guest.initramfs import build_initramfs
 from cloche.guest.kernel import Kernel, find_kernel, kernels_root, load_kernel, newest_boot_image
@@ -55,6 +59,7 @@ def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
                 _write_manifest(work, manifest)
         else:
             _write_manifest(directory, manifest)
+        _record_agent(data_root, agent_print, key)
         _replace_symlink(Path(guests_root(data_root), "current"), key)
         return Guest(str(directory), manifest)
 
@@ -70,15 +75,19 @@ def make_guest(
         return build_guest(data_root, kernel, agent)
 
 
-def refresh_guest(data_root: Path, guest: Guest, agent: str | Path) -> Guest:
+def refresh_guest(data_root: Path, guest: Guest, agent: str) -> Guest:
     """The guest made anew because `is_current` said no: the same kernel, the agent as it is now.
 
-    For the start path: neither network nor apt is asked, unless the kernel's folder is gone.
+    For the start path: neither network nor apt is asked, unless the kernel's folder is gone. Of
+    several starts at once the first makes it.
     """
     configured = None
     if image := guest.manifest["kernel"].get("image"):
         configured = Path(image["path"])
     with setup_lock(data_root):
+        made = guest_for(data_root, agent)
+        if made is not None and is_current(made, agent):
+            return made
         kernel = load_kernel(Path(guest.manifest["kernel_directory"]))
         if kernel is None or (configured is not None and changed_source(guest, None)):
             kernel = find_kernel(data_root, configured)
@@ -113,6 +122,12 @@ def _manifest(
 def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=2) + "\n"
     write_atomically(str(directory / "manifest.json"), text.encode(), 0o644)
+
+
+def _record_agent(data_root: Path, agent: dict[str, Any], key: str) -> None:
+    path = agent_record(data_root, agent["path"])
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write_atomically(path, json.dumps({"agent": agent, "guest": key}).encode(), 0o644)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
@@ -163,17 +178,40 @@ def _newer_kernel(origin: dict[str, Any]) -> str | None:
     return f"package {package.name} {package.version} is there, the guest has {origin['source']}"
 
 
+def wanted_guests(data_root: Path) -> set[str]:
+    """The keys of the current guest and of those of its kernel that other installations boot.
+
+    Forgets agents that are gone or have changed: the next start with one makes its guest.
+    """
+    current = current_guest(data_root)
+    wanted = {current.key} if current else set()
+    for path in sorted((data_root / "agents").glob("*.json")):
+        agent = _recorded_agent(path)
+        if agent is None or not os.path.isfile(agent) or recorded_key(data_root, agent) is None:
+            path.unlink(missing_ok=True)
+        elif guest := guest_for(data_root, agent):
+            wanted.add(guest.key)
+    return wanted
+
+
+def _recorded_agent(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_bytes())["agent"]["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
-    """Remove guests that are neither current nor in *keep* (keys), and kernels of no guest.
+    """Remove guests that are neither wanted (see `wanted_guests`) nor in *keep* (keys), and
+    kernels of no guest.
 
     A running VM loses nothing: QEMU has read its kernel. Returns the names of what was removed,
     with leftovers of interrupted runs not counted. Call with `setup_lock` held.
     """
-    current = current_guest(data_root)
-    wanted = {*keep, *([current.key] if current else [])}
     removed: list[str] = []
     kernels: set[str] = set()
     with explained_os_errors("remove old guests"):
+        wanted = {*keep, *wanted_guests(data_root)}
         for directory in _folders(Path(guests_root(data_root))):
             guest = load_guest(directory)
             if guest is not None and guest.key in wanted:

@@ -1,15 +1,17 @@
 """The guest that VMs boot now: found and checked with a handful of system calls.
 
-Imported on the start path: os and json only (pathlib, typing and dataclasses would cost 3 to
+Imported on the start path: os, zlib and json only (pathlib, typing and dataclasses would cost 3 to
 9 ms each). Building a guest is in cloche.guest.build.
 
     <data root>/guests/<key>/{vmlinux,initramfs,manifest.json}
     <data root>/guests/current -> <key>
+    <data root>/agents/<crc32 of its path>.json    the guest that an agent is in
 """
 
 from __future__ import annotations
 
 import os
+import zlib
 
 from cloche.base import fastjson
 
@@ -54,6 +56,38 @@ def current_guest(data_root: str | os.PathLike[str]) -> Guest | None:
         return None
 
 
+def guest_for(data_root: str | os.PathLike[str], agent: str | None) -> Guest | None:
+    """The guest to boot with *agent*: the current one, or another of its kernel that has it.
+
+    Installations that share a data root have an agent each, and each finds its own guest: one's
+    start never makes the others build theirs anew. What is returned may be out of date (see
+    `is_current`); None means that `cloche setup` has made no guest.
+    """
+    current = current_guest(data_root)
+    if current is None or agent is None or is_current(current, agent):
+        return current
+    key = recorded_key(data_root, agent)
+    other = load_guest(os.path.join(guests_root(data_root), key)) if key else None
+    if other is None or other.manifest["kernel"] != current.manifest["kernel"]:
+        return current
+    return other
+
+
+def agent_record(data_root: str | os.PathLike[str], agent: str) -> str:
+    """The file that says which guest the agent at this path is in."""
+    return os.path.join(data_root, "agents", f"{zlib.crc32(os.fsencode(agent)):08x}.json")
+
+
+def recorded_key(data_root: str | os.PathLike[str], agent: str) -> str | None:
+    """The key of the guest that *agent*, unchanged since, was built into; None if there is none."""
+    try:
+        with open(agent_record(data_root, agent), "rb") as file:
+            record = fastjson.loads(file.read())
+        return None if _differs(record["agent"], agent) else str(record["guest"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def load_guest(directory: str | os.PathLike[str]) -> Guest | None:
     """The guest in *directory*, or None when it is not whole or of another recipe."""
     try:
@@ -80,7 +114,9 @@ def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_current(guest: Guest, agent: str | None) -> bool:
-    """Whether the files that *guest* was made from are as they were; costs two stat(2) calls.
+    """Whether the files that *guest* was made from are as they were.
+
+    Costs two stat(2) calls, and reading a small file where another installation made *guest*.
 
     *agent* is the agent's binary as found now. A source that is gone changes nothing: the guest
     has its own copy. A newer kernel package is not looked for here, `cloche setup --check` does.
@@ -91,7 +127,9 @@ def is_current(guest: Guest, agent: str | None) -> bool:
 def changed_source(guest: Guest, agent: str | None) -> str | None:
     """The path of the first file that is not as it was when *guest* was made, or None."""
     if agent is not None and _differs(guest.manifest["agent"], agent):
-        return agent
+        data_root = os.path.dirname(os.path.dirname(guest.directory))
+        if recorded_key(data_root, agent) != guest.key:
+            return agent
     image = guest.manifest["kernel"].get("image")
     if image is not None and _differs(image, image["path"]):
         return str(image["path"])

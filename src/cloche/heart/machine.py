@@ -7,7 +7,7 @@ import os
 from cloche.base.errors import BootError, ClocheError
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent
-from cloche.guest.guest import current_guest, is_current
+from cloche.guest.guest import guest_for, is_current
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
 from cloche.vmm.argv import cpu_models, kernel_cmdline
@@ -26,27 +26,19 @@ if TYPE_CHECKING:
 
 def find_guest(settings: Settings) -> Guest:
     """The guest that VMs boot; built anew when the agent has changed since `cloche setup`."""
-    guest = current_guest(settings.data_root)
+    agent = find_agent()
+    guest = guest_for(settings.data_root, agent)
     if guest is None:
         raise ClocheError(
             f"guest: no kernel and initramfs in {settings.data_root}", hint="run `cloche setup`"
         )
-    agent = find_agent()
-    if agent is not None and not is_current(guest, agent):
-        return _rebuild(settings.data_root, guest, agent)
-    return guest
-
-
-def _rebuild(data_root: str, guest: Guest, agent: str) -> Guest:
-    """The guest of the same kernel with the agent as it is now."""
+    if agent is None or is_current(guest, agent):
+        return guest
     from pathlib import Path
 
-    from cloche.guest.build import build_guest
-    from cloche.guest.kernel import find_kernel, load_kernel
+    from cloche.guest.build import refresh_guest
 
-    root = Path(data_root)
-    kernel = load_kernel(Path(str(guest.manifest.get("kernel_directory", ""))))
-    return build_guest(root, kernel or find_kernel(root), agent)
+    return refresh_guest(Path(settings.data_root), guest, agent)
 
 
 def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: float | None) -> Shape:

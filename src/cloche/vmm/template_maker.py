@@ -19,7 +19,7 @@ from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 # A boot takes 2.5-4 s under TCG here and well under 1 s on KVM; a loaded machine takes longer.
 BOOT_TIMEOUT_S = 90.0
@@ -77,15 +77,17 @@ def _make_with_best_cpu(
             report(f"CPU model {cpu} does not boot with this QEMU, trying {models[-1]}")
 
 
-def remove_unused(root: str, guest_key: str) -> list[str]:
-    """Remove templates of other guests than *guest_key*; returns their names.
+def remove_unused(root: str, guest_keys: Collection[str]) -> list[str]:
+    """Remove templates of other guests than those of *guest_keys*; returns their names.
 
     Running clones keep their mapping of a removed memory file.
     """
     removed = []
     for name in os.listdir(root) if os.path.isdir(root) else []:
         manifest = read_text(os.path.join(root, name, "manifest.json"))
-        if manifest is not None and guest_key not in json.loads(manifest)["identity"]:
+        if manifest is None:
+            continue
+        if not set(guest_keys).intersection(json.loads(manifest)["identity"]):
             shutil.rmtree(os.path.join(root, name))
             removed.append(name)
     return removed
