@@ -135,11 +135,11 @@ def test_a_killed_client_takes_its_process_along(idle: Container) -> None:
 
 
 def test_signals_to_the_client_reach_the_process(idle: Container) -> None:
-    script = "trap 'echo got; exit 9' INT; echo up; while :; do sleep 0.1; done"
+    script = "trap 'echo got; exit 9' TERM; echo up; while :; do sleep 0.1; done"
     client = idle.runtime.popen("exec", idle.id, "sh", "-c", script)
     assert client.stdout is not None
     assert client.stdout.readline() == b"up\n"
-    client.send_signal(signal.SIGINT)
+    client.terminate()
     assert client.stdout.read() == b"got\n"
     assert client.wait() == 9
 

@@ -182,11 +182,12 @@ def _relay(
         )
         fds = [slave, slave]
     client = Client(state)
+    arrivals = _catch_signals()
     pid = _request(context, client, fds, process, flags)
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    return _until_exit(client, lambda: started(pid))
+    return _until_exit(client, arrivals, lambda: started(pid))
 
 
 def _in_foreground(context: Context, state: State, process: dict[str, Any], flags: Flags) -> int:
@@ -195,8 +196,9 @@ def _in_foreground(context: Context, state: State, process: dict[str, Any], flag
     client = Client(state)
     terminal = bool(process.get("terminal"))
     with raw_terminal(terminal):
+        arrivals = _catch_signals()
         _request(context, client, [0, 1, 2], process, flags)
-        return _until_exit(client, lambda: None)
+        return _until_exit(client, arrivals, lambda: None)
 
 
 def _request(
@@ -209,16 +211,25 @@ def _request(
     return int(answer["pid"])
 
 
-def _until_exit(client: Client, started: Callable[[], None]) -> int:
-    """Forward signals and window sizes until the supervisor tells the exit code."""
+def _catch_signals() -> int:
+    """From now on signals are bytes of the descriptor returned; the process runs before we know.
+
+    All but SIGINT: Ctrl-C ends a request that takes too long.
+    """
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in (*SIGNALS, signal.SIGWINCH):
-        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in {*SIGNALS, signal.SIGWINCH} - {signal.SIGINT}:
+        signal.signal(number, lambda *_: None)
+    return read_end
+
+
+def _until_exit(client: Client, arrivals: int, started: Callable[[], None]) -> int:
+    """Forward signals and window sizes until the supervisor tells the exit code."""
+    signal.signal(signal.SIGINT, lambda *_: None)
     started()
     poller = select.poll()
     poller.register(client.fileno(), select.POLLIN)
-    poller.register(read_end, select.POLLIN)
+    poller.register(arrivals, select.POLLIN)
     while True:
         # The exit may have come together with the answer to the request.
         ready = [client.fileno()] if client.has_message() else [fd for fd, _ in poller.poll()]
@@ -226,7 +237,7 @@ def _until_exit(client: Client, started: Callable[[], None]) -> int:
             if fd == client.fileno():
                 message = client.receive()
                 return 137 if message is None else int(message["exit"])
-            for arrived in os.read(read_end, 64):
+            for arrived in os.read(arrivals, 64):
                 if arrived == signal.SIGWINCH:
                     client.tell("resize")
                 else:
