@@ -52,12 +52,13 @@ def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
         key = _guest_key(kernel.vmlinux, initramfs)
         manifest = _manifest(key, kernel, plan, agent_print, len(initramfs))
         directory = Path(guests_root(data_root), key)
-        if load_guest(directory) is None:
+        made = load_guest(directory)
+        if made is None:
             with new_directory(directory) as work:
                 _link_or_copy(kernel.vmlinux, work / "vmlinux")
                 (work / "initramfs").write_bytes(initramfs)
                 _write_manifest(work, manifest)
-        else:
+        elif made.manifest != manifest:
             _write_manifest(directory, manifest)
         _record_agent(data_root, agent_print, key)
         _replace_symlink(Path(guests_root(data_root), "current"), key)
@@ -125,6 +126,8 @@ def _write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def _record_agent(data_root: Path, agent: dict[str, Any], key: str) -> None:
+    if recorded_key(data_root, agent["path"]) == key:
+        return
     path = agent_record(data_root, agent["path"])
     os.makedirs(os.path.dirname(path), exist_ok=True)
     write_atomically(path, json.dumps({"agent": agent, "guest": key}).encode(), 0o644)
@@ -138,6 +141,8 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _replace_symlink(link: Path, target: str) -> None:
+    if link.is_symlink() and os.readlink(link) == target:
+        return
     with tempfile.TemporaryDirectory(prefix=".link.", dir=link.parent) as folder:
         os.symlink(target, os.path.join(folder, "link"))
         os.replace(os.path.join(folder, "link"), link)
