@@ -33,8 +33,11 @@ def loads(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     text = text.strip(" \t\r\n")
     try:
         value, end = make_scanner(_Rules)(text, 0)  # type: ignore[arg-type]
-    except StopIteration:
+    except (StopIteration, SystemError):
+        # SystemError: the scanner finds its exception class only where json is imported.
         raise ValueError("not JSON") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
     if end != len(text):
         raise ValueError("text after the JSON value")
     return value

@@ -96,6 +96,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:  # a step that foresaw no such failure: say at least which file
+        log.error(f"{error.filename or _verb_of(args)}: {(error.strerror or str(error)).lower()}")
+        return 1
+
+
+def _verb_of(args: list[str]) -> str:
+    """The first word that is no flag."""
+    return next((word for word in args if not word.startswith("-")), "cloche")
 
 
 def entry() -> None:

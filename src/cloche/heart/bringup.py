@@ -45,6 +45,7 @@ def bring_up(request: Request) -> Created:
         from cloche.heart.cleanup import clear
 
         clear(request.root, request.id, request.glance.cgroups_path)
+        _run_poststop(request, pid)
         raise
 
 
@@ -81,14 +82,21 @@ def _run_host_hooks(request: Request, pid: int) -> None:
 
     hooks = hooks_of(request.bundle)
     state = hook_state(request, pid)
-    try:
-        run_hooks(hooks, "prestart", state)
-        run_hooks(hooks, "createRuntime", state)
-        run_hooks(hooks, "createContainer", state, netns_of=pid)
-    except ClocheError:
-        with suppress(ClocheError):
-            run_hooks(hooks, "poststop", {**state, "status": "stopped", "pid": 0})
-        raise
+    request.hooks_ran = True
+    run_hooks(hooks, "prestart", state)
+    run_hooks(hooks, "createRuntime", state)
+    run_hooks(hooks, "createContainer", state, netns_of=pid)
+
+
+def _run_poststop(request: Request, pid: int) -> None:
+    """What the other hooks have set up is taken down again, whatever the creation failed of."""
+    if not request.hooks_ran:
+        return
+    from cloche.heart.hooks import hooks_of, run_hooks
+
+    state = {**hook_state(request, pid), "status": "stopped", "pid": 0}
+    with suppress(ClocheError, OSError):
+        run_hooks(hooks_of(request.bundle), "poststop", state)
 
 
 def hook_state(request: Request, pid: int) -> dict[str, Any]:

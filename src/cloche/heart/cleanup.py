@@ -15,7 +15,8 @@ def clear(root: str, container_id: str, cgroups_path: str) -> None:
     Mounts, network and taps went with the supervisor's namespaces. Nothing is removed
     recursively: what lies in the directory are files of ours, and an empty folder.
     """
-    cgroup.remove(cgroup.relative_path(cgroups_path, container_id))
+    with suppress(ClocheError):  # a path that cannot be one was never made
+        cgroup.remove(cgroup.relative_path(cgroups_path, container_id))
     directory = os.path.join(root, container_id)
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
         path = os.path.join(directory, name)

@@ -16,10 +16,28 @@ if TYPE_CHECKING:
 
 
 def hooks_of(bundle: str) -> dict[str, list[dict[str, Any]]]:
-    """The hooks of a bundle's config.json, by kind; checked already when it was created."""
+    """The hooks of a bundle's config.json, by kind.
+
+    None at all where one is malformed: the first hooks run while the supervisor still parses the
+    config strictly, and it says what is wrong.
+    """
     with open(os.path.join(bundle, "config.json"), "rb") as file:
         hooks: dict[str, list[dict[str, Any]]] = json.load(file).get("hooks") or {}
-    return hooks
+    try:
+        found = [hook for each in hooks.values() for hook in each or []]
+        return hooks if all(_is_hook(hook) for hook in found) else {}
+    except (AttributeError, TypeError):
+        return {}
+
+
+def _is_hook(hook: dict[str, Any]) -> bool:
+    words = [hook.get("path"), *(hook.get("args") or []), *(hook.get("env") or [])]
+    timeout = hook.get("timeout")
+    return (
+        all(isinstance(word, str) for word in words)
+        and hook["path"].startswith("/")
+        and (timeout is None or (isinstance(timeout, int) and timeout > 0))
+    )
 
 
 def run_hooks(
@@ -36,21 +54,18 @@ def run_hooks(
 
 def _run_hook(name: str, hook: dict[str, Any], stdin: bytes, netns_of: int) -> None:
     path = hook["path"]
-    in_read, in_write = os.pipe()
+    # A file, not a pipe: nobody has to read it for us to go on.
+    in_fd = os.memfd_create("hook-stdin", os.MFD_CLOEXEC)
+    os.write(in_fd, stdin)
+    os.lseek(in_fd, 0, os.SEEK_SET)
     err_fd = os.memfd_create("hook-stderr", os.MFD_CLOEXEC)
     netns = os.open(f"/proc/{netns_of}/ns/net", os.O_RDONLY) if netns_of else -1
     pid = os.fork()
     if pid == 0:
-        _exec_hook(hook, in_read, err_fd, netns)
-    os.close(in_read)
+        _exec_hook(hook, in_fd, err_fd, netns)
+    os.close(in_fd)
     if netns >= 0:
         os.close(netns)
-    try:
-        os.write(in_write, stdin)
-    except BrokenPipeError:
-        pass  # a hook need not read its state
-    finally:
-        os.close(in_write)
     timeout = hook.get("timeout")
     status = _wait(pid, float(timeout) if timeout else None)
     with open(err_fd, "rb") as file:

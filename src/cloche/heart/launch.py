@@ -73,6 +73,8 @@ class Request:
         self.quiet_warnings = quiet_warnings
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
+        # Hooks have been run, so poststop hooks are due whatever comes.
+        self.hooks_ran = False
         self.timings = Timings()
         self.glance = Glance(os.path.join(self.bundle, "config.json"))
 

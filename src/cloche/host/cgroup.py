@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cloche.base.errors import ClocheError
+from cloche.base.errors import ConfigError
 from cloche.base.files import read_text
 from cloche.base.quick import suppress
 
@@ -28,7 +28,7 @@ def relative_path(cgroups_path: str, container_id: str) -> str:
         return os.path.join(_slice_path(slice_name or "system.slice"), scope)
     path = os.path.normpath("/" + cgroups_path).lstrip("/")
     if not path:
-        raise ClocheError(f"cgroupsPath {cgroups_path!r}: names the root")
+        raise ConfigError(f"$.linux.cgroupsPath: names the root: {cgroups_path!r}")
     return path
 
 
