@@ -205,6 +205,8 @@ def kernel_cmdline(*, accel: str, tsc_khz: int) -> str:
     """
     words = ["console=ttyS0", "panic=-1", "reboot=t", "mitigations=off", "cryptomgr.notests"]
     words += ["random.trust_cpu=on", "8250.nr_uarts=1", "cgroup_no_v1=all"]
+    # Nothing loads profiles for AppArmor or TOMOYO in a guest, and each of their hooks costs.
+    words += ["lsm=landlock,yama"]
     if accel == "tcg":
         # Under TCG the guest may hang calibrating the TSC, which is the host's own.
         words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable", "no_timer_check"]

@@ -54,7 +54,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "4"
+FORMAT = "5"
 
 
 def _host_cpu(accel: str) -> str:
