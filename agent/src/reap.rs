@@ -1,6 +1,7 @@
 //! Streams and ends of processes.
 
 use cloche_agent::answers;
+use linux_raw_sys::general as raw;
 
 use crate::agent::Agent;
 use crate::process::{Process, Sync};
@@ -21,8 +22,14 @@ impl Agent {
             let found = self.processes.iter_mut().find(|process| process.key == key);
             found.into_iter().for_each(|process| process.sync = Sync::UnderWay);
         }
-        let found = self.containers.iter().find(|one| one.key == container);
-        if let Some(container) = found.filter(|one| is_init && !one.owns_pids) {
+        let Some(container) = self.containers.iter_mut().find(|one| one.key == container) else {
+            return;
+        };
+        if status & 0x7f == raw::SIGKILL as i32 {
+            // The kernel tells epoll of kills for want of memory 10 ms late; the end comes second.
+            container.check_memory(&mut self.port.out);
+        }
+        if is_init && !container.owns_pids {
             let _ = container.cgroup.kill();
         }
     }

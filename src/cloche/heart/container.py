@@ -38,7 +38,6 @@ class Container:
         self.config: Config
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
-        self.oom_kills = 0
         self.paused_from = CREATED
         self.state = State(request.root, request.id, {"status": "creating"})
 
@@ -86,6 +85,11 @@ class Container:
         return Path(self.request.settings.data_root) / "seccomp"
 
     @property
+    def host_cgroup(self) -> str:
+        """The cgroup on the host of supervisor and QEMU, below the root of each hierarchy."""
+        return relative_path(self.request.glance.cgroups_path, self.id)
+
+    @property
     def rootfs(self) -> str:
         """The root folder on the host."""
         return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
@@ -95,7 +99,7 @@ class Container:
             return IMAGE_MERGED
         if not os.path.isdir(self.rootfs):
             raise ConfigError(
-                f"$.root.path: {self.rootfs}: no such directory",
+                f"{self.request.glance.path}: $.root.path: {self.rootfs}: no such directory",
                 hint="the bundle's root file system must be mounted or unpacked there",
             )
         return self.sandbox.share.bind(self.rootfs, f"{self.id}/rootfs")
@@ -161,7 +165,7 @@ class Container:
             "created": _rfc3339(now),
             "annotations": dict(self.config.annotations),
             "hooks": self.request.glance.has_hooks,
-            "cgroup": relative_path(self.request.glance.cgroups_path, self.id),
+            "cgroup": self.host_cgroup,
         }
         self.state.save()
 

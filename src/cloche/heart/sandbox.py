@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 AGENT_TIMEOUT_S = 90.0
 KILL_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 5.0
+# A guest must not keep us busy with these; engines note the first one only.
+OOM_INTERVAL_S = 1.0
 MAX_WARNINGS = 100
 # msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
 # attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
@@ -62,6 +64,7 @@ class Sandbox:
         self.guest_share = GUEST_SHARE
         self.network: GuestNetwork | None = None
         self._numbers = 0
+        self._next_oom = 0.0
 
     def next_number(self) -> int:
         """A number never given before in this sandbox."""
@@ -198,9 +201,15 @@ class Sandbox:
             self.warnings.append(f"guest: {event.fields.get('message')}"[:500])
 
     def _on_oom(self, event: Event) -> None:
+        """Have the host's kernel tell the engine of it, before the end that may come of it."""
         container = self.containers.get(str(event.fields.get("id")))
-        if container is not None:
-            container.oom_kills = int(event.fields["count"])
+        now = time.monotonic()
+        if container is None or self.vm.exited.done or now < self._next_oom:
+            return
+        from cloche.host import oom
+
+        oom.tell(container.host_cgroup, self.vm.pid)
+        self._next_oom = now + OOM_INTERVAL_S
 
     def find(self, container_id: str) -> Container:
         """The container *container_id*; StateError when this VM has none of that name."""
