@@ -38,6 +38,10 @@ class StateError(ClocheError):
     """The container is in a state in which the verb cannot be carried out."""
 
 
+class DamagedError(ClocheError):
+    """A file of cloche's own does not hold what was written to it."""
+
+
 class GuestError(ClocheError):
     """The guest answered with an error, or with something that is not the protocol."""
 

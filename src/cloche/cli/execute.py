@@ -114,12 +114,18 @@ def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
         process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
     if flags.all("additional-gids"):
         user = process.setdefault("user", {})
-        user["additionalGids"] = [int(gid) for gid in flags.all("additional-gids")]
+        user["additionalGids"] = [_group(gid) for gid in flags.all("additional-gids")]
     for name in flags.all("cap"):
         sets = process.setdefault("capabilities", {})
         for kind in ("bounding", "effective", "permitted"):
             sets[kind] = [*(sets.get(kind) or []), name]
     return process
+
+
+def _group(text: str) -> int:
+    if not text.isdigit():
+        raise ConfigError(f"--additional-gids {text!r}: a number is expected")
+    return int(text)
 
 
 def _detached(context: Context, flags: Flags, state: State, process: dict[str, Any]) -> int:

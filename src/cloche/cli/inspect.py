@@ -41,7 +41,7 @@ def state(context: Context, args: list[str]) -> int:
 def list_containers(context: Context, args: list[str]) -> int:
     """`cloche list`."""
     flags = LIST.parse(args)
-    states = list_states(context.root)
+    states = list_states(context.root, lambda error: context.log.error(str(error)))
     if flags.on("quiet"):
         for found in states:
             print(found.id)

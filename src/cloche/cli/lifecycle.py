@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import select
 
-from cloche.base.errors import ClocheError, ConfigError, NotFoundError, StateError
+from cloche.base.errors import ClocheError, ConfigError, DamagedError, NotFoundError, StateError
 from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, Flag, Verb
 from cloche.heart.cleanup import clear
-from cloche.heart.client import ask
+from cloche.heart.client import ask, supervisor_of
 from cloche.model.state import CREATED, STOPPED, State, check_id, load_state
 
 TYPE_CHECKING = False
@@ -122,6 +122,12 @@ def remove(root: str, container_id: str, *, force: bool) -> None:
             raise
         clear(root, check_id(container_id), "")
         return
+    except DamagedError:
+        if not force:
+            raise
+        _kill(supervisor_of(root, container_id))
+        clear(root, container_id, "")
+        return
     status = state.current_status()
     if status not in (STOPPED, CREATED) and not force:
         raise StateError(
@@ -136,28 +142,40 @@ def remove(root: str, container_id: str, *, force: bool) -> None:
 
 def end_supervisor(state: State) -> None:
     """Kill the supervisor and wait until it and its QEMU are gone."""
-    for key in ("pid", "vm_pid"):
-        pid = int(state.fields.get(key, 0))
-        with suppress(ProcessLookupError, OSError):
-            pidfd = os.pidfd_open(pid)
-            try:
-                if key == "pid" and state.is_alive():
-                    os.kill(pid, 9)
-                if key == "pid" or _is_qemu(pid):
-                    _await_end(pidfd, pid)
-            finally:
-                os.close(pidfd)
+    if state.is_alive():
+        _kill(int(state.fields["pid"]))
+    vm_pid = int(state.fields.get("vm_pid", 0))
+    with suppress(OSError):
+        if _is_qemu(vm_pid, state.directory):
+            _await_end(vm_pid)
 
 
-def _is_qemu(pid: int) -> bool:
+def _kill(pid: int) -> None:
+    if pid:
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+        _await_end(pid)
+
+
+def _is_qemu(pid: int, directory: str) -> bool:
+    """Whether it is the QEMU of the sandbox in *directory*, and not a later user of its pid."""
     with open(f"/proc/{pid}/comm", encoding="utf-8") as file:
-        return file.read().startswith("qemu")
+        is_qemu = file.read().startswith("qemu")
+    with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+        command = file.read()  # empty once it is dying
+    return is_qemu and (not command or f"{directory}/" in command)
 
 
-def _await_end(pidfd: int, pid: int) -> None:
+def _await_end(pid: int) -> None:
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    if not poller.poll(END_TIMEOUT_MS):
+    ended = poller.poll(END_TIMEOUT_MS)
+    os.close(pidfd)
+    if not ended:
         raise ClocheError(
             f"process {pid} does not end although it was killed",
             hint="it may be stuck in the kernel: see /proc/<pid>/stack",

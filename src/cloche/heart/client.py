@@ -17,6 +17,21 @@ if TYPE_CHECKING:
     from cloche.model.state import State
 
 
+def supervisor_of(root: str, container_id: str) -> int:
+    """The pid of the process that listens on a container's control socket; 0 when none does."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        with short_path(os.path.join(root, container_id, "control.sock")) as path:
+            connection.connect(path)
+        # struct ucred: pid, uid and gid of whoever called listen(2) (unix(7), SO_PEERCRED)
+        credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], "little")
+    except OSError:
+        return 0
+    finally:
+        connection.close()
+
+
 class Client:
     """One request to a supervisor, and what follows it."""
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 
 from cloche.base import fastjson
-from cloche.base.errors import ClocheError, ConfigError, NotFoundError
+from cloche.base.errors import ClocheError, ConfigError, DamagedError, NotFoundError
 from cloche.base.files import read_text, write_atomically
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 OCI_VERSION = "1.2.0"
@@ -110,8 +111,11 @@ class State:
         }
 
 
+_REQUIRED = ("pid", "pid_start", "status", "bundle", "rootfs", "created")
+
+
 def load_state(root: str, container_id: str) -> State:
-    """The state of a container; NotFoundError when there is none."""
+    """The state of a container; NotFoundError when there is none, DamagedError when it is odd."""
     check_id(container_id)
     path = os.path.join(root, container_id, "state.json")
     text = read_text(path)
@@ -119,17 +123,26 @@ def load_state(root: str, container_id: str) -> State:
         # containerd and Docker look for these words.
         raise NotFoundError(f"container {container_id}: container does not exist")
     try:
-        return State(root, container_id, fastjson.loads(text))
-    except ValueError as error:
-        raise ClocheError(
+        fields = fastjson.loads(text)
+        missing = [key for key in _REQUIRED if key not in fields]
+        if not isinstance(fields, dict) or missing:
+            raise ValueError(f"no {missing[0]}" if missing else "not an object")
+    except (ValueError, TypeError) as error:
+        raise DamagedError(
             f"{path}: damaged state file: {error}", hint="cloche delete --force removes it"
         ) from None
+    return State(root, container_id, fields)
 
 
-def list_states(root: str) -> list[State]:
-    """All containers below *root*, by id."""
+def list_states(root: str, report: Callable[[ClocheError], object]) -> list[State]:
+    """All containers below *root*, by id; those that cannot be told are reported."""
     states = []
     for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
         if os.path.exists(os.path.join(root, name, "state.json")):
-            states.append(load_state(root, name))
+            try:
+                states.append(load_state(root, name))
+            except NotFoundError:
+                pass  # it was deleted meanwhile
+            except ClocheError as error:
+                report(error)
     return states
