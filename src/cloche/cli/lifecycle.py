@@ -9,6 +9,7 @@ import os
 import select
 
 from cloche.base.errors import ClocheError, ConfigError, DamagedError, NotFoundError, StateError
+from cloche.base.files import read_text
 from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, Flag, Verb
 from cloche.heart.cleanup import clear
@@ -125,7 +126,10 @@ def remove(root: str, container_id: str, *, force: bool) -> None:
     except DamagedError:
         if not force:
             raise
-        _kill(supervisor_of(root, container_id))
+        supervisor = supervisor_of(root, container_id)
+        children = read_text(f"/proc/{supervisor}/task/{supervisor}/children") or ""
+        for pid in (supervisor, *map(int, children.split())):
+            _kill(pid)
         clear(root, container_id, "")
         return
     status = state.current_status()
