@@ -208,7 +208,7 @@ class Sandbox:
             return
         from cloche.host import oom
 
-        oom.tell(container.host_cgroup, self.vm.pid)
+        oom.tell(container.host_cgroup)
         self._next_oom = now + OOM_INTERVAL_S
 
     def find(self, container_id: str) -> Container:

@@ -2,8 +2,10 @@
 
 Engines learn of such a kill from the host's kernel alone: on cgroup v1 by an eventfd on the
 container's own memory.oom_control, on v2 by `oom_kill` in its memory.events. So a real event is
-made there, with a process of ours as its only victim (docs/engines.md has the measurements).
-Best effort: where it cannot be had, the engine merely does not say that memory was the reason.
+made there, by a process of ours that is the only one which the kernel can choose: those of the VM
+are elsewhere meanwhile (QEMU's resident memory includes pages that others pay for, and outweighs
+any oom_score_adj). Best effort: where it cannot be had, the engine merely does not say that memory
+was the reason.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import mmap
 import os
 import select
 import signal
-from time import monotonic
 
 from cloche.base import syscalls
 from cloche.base.files import read_text
@@ -24,69 +25,56 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 1 << 20
-LIMIT_V1 = "memory.limit_in_bytes"
-# The whole of it takes 5-20 ms; a host that has to write pages back first is not waited for.
-STOP_TIMEOUT_S = 0.02
-KILL_TIMEOUT_S = 0.1
+# The whole of it takes 15-50 ms; a host that has to write pages back first is not waited for.
+TIMEOUT_S = 0.25
 # What the victim may have before it is killed, and what it gives up after.
 HEADROOM = 2 * MIB
 MOST = 64 * MIB
 PIECE = 256 * 1024
-MAP_LOCKED = 0x2000  # not swapped out in place of a kill (mmap(2))
 
 
-def tell(path: str, vm_pid: int) -> bool:
+def tell(path: str) -> bool:
     """Make an out-of-memory event in the cgroup *path*, of which this process is a member.
 
-    *vm_pid*, a child of this process, is stopped meanwhile where its own limit has to be touched.
-    Takes at most about KILL_TIMEOUT_S; returns whether there was an event.
+    Takes at most about TIMEOUT_S; returns whether there was an event.
     """
     try:
         if os.path.exists(os.path.join(ROOT, "cgroup.controllers")):
             return _tell_v2(os.path.join(ROOT, path))
-        return _tell_v1(os.path.join(ROOT, "memory", path), vm_pid)
+        return _tell_v1(os.path.join(ROOT, "memory", path))
     except OSError:
         return False
 
 
-def _tell_v1(directory: str, vm_pid: int) -> bool:
-    """Only an event of the very cgroup, or of one above it, is told: its limit is lowered.
+def _tell_v1(directory: str) -> bool:
+    """Only an event of the very cgroup, or of one above it, is told: its own limit is lowered.
 
-    A stopped VM allocates nothing, so it is neither killed nor refused memory in that moment.
+    What the VM has stays charged to it while its processes are in the cgroup above. Without
+    swappiness nothing of that is swapped out; what goes is page cache.
     """
-    limit = read_text(os.path.join(directory, LIMIT_V1))
-    if limit is None:
-        return False
-    os.kill(vm_pid, signal.SIGSTOP)
+    members = _processes(directory)
+    changed = ("memory.limit_in_bytes", "memory.swappiness")
+    before = [_read(directory, name) for name in changed]
     try:
-        return _has_stopped(vm_pid) and _sacrifice(lambda: _lower(directory), lambda pid: None)
+        _move(members, os.path.dirname(directory))
+        _write(directory, "memory.swappiness", "0")
+        return _sacrifice(directory, lambda: _lower(directory))
     finally:
-        try:
-            _write(os.path.join(directory, LIMIT_V1), limit)
-        finally:
-            os.kill(vm_pid, signal.SIGCONT)
-
-
-def _has_stopped(pid: int) -> bool:
-    """Whether all threads of the child *pid* are stopped, within STOP_TIMEOUT_S."""
-    deadline = monotonic() + STOP_TIMEOUT_S
-    flags = os.WSTOPPED | os.WNOHANG  # without WEXITED: its end is somebody else's to hear of
-    while os.waitid(os.P_PID, pid, flags) is None:
-        if monotonic() > deadline:
-            return False
-        select.select([], [], [], 0.001)
-    return True
+        for name, value in zip(changed, before, strict=True):
+            with suppress(OSError):
+                _write(directory, name, value)
+        _move(members, directory)
 
 
 def _lower(directory: str) -> None:
     """Set the limit just above what cannot be reclaimed: page cache would only delay the kill."""
-    usage = int(read_text(os.path.join(directory, "memory.usage_in_bytes")) or 0)
-    words = (read_text(os.path.join(directory, "memory.stat")) or "").split()
+    usage = int(_read(directory, "memory.usage_in_bytes"))
+    words = _read(directory, "memory.stat").split()
     stat = dict(zip(words[::2], words[1::2], strict=True))
     cache = int(stat.get("total_inactive_file", 0)) + int(stat.get("total_active_file", 0))
     for limit in (usage - cache + HEADROOM, usage + HEADROOM):
         with suppress(OSError):  # EBUSY: not all of the cache can go
-            _write(os.path.join(directory, LIMIT_V1), str(limit))
+            _write(directory, "memory.limit_in_bytes", str(limit))
             return
 
 
@@ -98,23 +86,22 @@ def _tell_v2(directory: str) -> bool:
     """
     room, cell = os.path.join(directory, "vm"), os.path.join(directory, "oom")
     os.makedirs(room, exist_ok=True)
-    for pid in (read_text(os.path.join(directory, "cgroup.procs")) or "").split():
-        with suppress(ProcessLookupError):
-            _write(os.path.join(room, "cgroup.procs"), pid)
-    _write(os.path.join(directory, "cgroup.subtree_control"), "+memory")
+    _move(_processes(directory), room)
+    _write(directory, "cgroup.subtree_control", "+memory")
     os.makedirs(cell, exist_ok=True)
     try:
-        _write(os.path.join(cell, "memory.max"), str(HEADROOM))
-        return _sacrifice(lambda: None, lambda pid: _write(f"{cell}/cgroup.procs", pid))
+        _write(cell, "memory.max", str(HEADROOM))
+        with suppress(FileNotFoundError):  # a kernel without swap accounting
+            _write(cell, "memory.swap.max", "0")
+        return _sacrifice(cell, lambda: None)
     finally:
         os.rmdir(cell)
 
 
-def _sacrifice(prepare: Callable[[], None], admit: Callable[[str], None]) -> bool:
-    """Let a child take memory until the kernel kills it; whether it did.
+def _sacrifice(directory: str, prepare: Callable[[], None]) -> bool:
+    """Let a child in the cgroup *directory* take memory until it is killed; whether it was.
 
-    The child calls *prepare* once it is the one that the kernel would choose; *admit* is called
-    here with its pid before that.
+    The child calls *prepare* first, so that it can be killed in that as well.
     """
     go_read, go_write = os.pipe()
     pid = os.fork()
@@ -125,11 +112,12 @@ def _sacrifice(prepare: Callable[[], None], admit: Callable[[str], None]) -> boo
         finally:
             os._exit(0)
     pidfd = os.pidfd_open(pid)
+    killed = False
     try:
         os.close(go_read)
-        admit(str(pid))
+        _write(directory, "cgroup.procs", str(pid))
         os.write(go_write, b"g")
-        killed = bool(select.select([pidfd], [], [], KILL_TIMEOUT_S)[0])
+        killed = bool(select.select([pidfd], [], [], TIMEOUT_S)[0])
     finally:
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -140,18 +128,36 @@ def _sacrifice(prepare: Callable[[], None], admit: Callable[[str], None]) -> boo
 
 def _be_the_victim(go: int, prepare: Callable[[], None]) -> None:
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    _write("/proc/self/oom_score_adj", "1000")
     if not os.read(go, 1):
         return
     prepare()
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE | MAP_LOCKED
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     kept: list[mmap.mmap] = []
     while len(kept) * PIECE < MOST:
         kept.append(mmap.mmap(-1, PIECE, flags=flags))
 
 
-def _write(path: str, text: str) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+def _processes(directory: str) -> list[str]:
+    return _read(directory, "cgroup.procs").split()
+
+
+def _move(pids: list[str], directory: str) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            _write(directory, "cgroup.procs", pid)
+
+
+def _read(directory: str, name: str) -> str:
+    """The text of a file; FileNotFoundError where there is none."""
+    path = os.path.join(directory, name)
+    text = read_text(path)
+    if text is None:
+        raise FileNotFoundError(path)
+    return text
+
+
+def _write(directory: str, name: str, text: str) -> None:
+    fd = os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
     finally:
