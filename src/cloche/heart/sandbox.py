@@ -101,8 +101,21 @@ class Sandbox:
         await self.vm.running
         guard.cancel()
         self.request.timings.mark("VM resumed")
-        steps = [self.agent.hello(), self.agent.call("renew", self._renewal())]
-        return [*steps, self.agent.call("mount", _share_mount())]
+        hello = self.agent.hello()
+        if self.vm.is_booting:
+            # Nobody listens for seconds to come: a clock told now would be slow by them.
+            await self._in_time(hello)
+        renewed = self.agent.call("renew", self._renewal())
+        return [hello, renewed, self.agent.call("mount", _share_mount())]
+
+    async def _in_time(self, *steps: Future) -> None:
+        """Wait for answers of the agent; a silent one ends the VM, and so the waiting."""
+        timer = self.loop.call_later(AGENT_TIMEOUT_S, self._agent_is_silent)
+        try:
+            for step in steps:
+                await step
+        finally:
+            timer.cancel()
 
     async def _create(self, container: Container, steps: list[Future]) -> None:
         """From a guest that was greeted to a container that waits for `start`."""
@@ -117,12 +130,7 @@ class Sandbox:
         steps.append(created)
         if self.request.at_once:
             steps.append(container.start())
-        timer = self.loop.call_later(AGENT_TIMEOUT_S, self._agent_is_silent)
-        try:
-            for step in steps:
-                await step
-        finally:
-            timer.cancel()
+        await self._in_time(*steps)
         container.init.pid = int(created.value["pid"])
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
 

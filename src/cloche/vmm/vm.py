@@ -45,7 +45,8 @@ class Vm:
         self.on_agent: Callable[[bytes], None] = lambda data: None
         self.console = bytearray()
         self.step = "starting QEMU"
-        self._booting = False
+        # It boots a kernel, instead of going on where its template was saved.
+        self.is_booting = False
         self._qmp = qmp.Decoder()
         self._qmp_replies: list[Future] = []
         self._out = bytearray()
@@ -97,7 +98,7 @@ class Vm:
         )
         if state is None:
             self.step = "booting the guest kernel"
-            self._booting = True
+            self.is_booting = True
             incoming = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
             self._monitor.sendall(qmp.CAPABILITIES)
         else:
@@ -192,7 +193,7 @@ class Vm:
         elif "return" in message:
             if self.running.done and self._qmp_replies:
                 self._qmp_replies.pop(0).set(message["return"])
-            elif self._booting:
+            elif self.is_booting:
                 self.running.set()  # a boot runs by itself; this answers qmp_capabilities
 
     # ---- console
