@@ -17,7 +17,7 @@ RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
 BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
 DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
-TEST_PACKAGES := $(DOCKER_PACKAGES) procps cpio strace lz4
+TEST_PACKAGES := $(DOCKER_PACKAGES) procps cpio strace bzip2 lz4
 
 # The order of prerequisites is the order of work: packages before the compiler they bring.
 .NOTPARALLEL:

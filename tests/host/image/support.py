@@ -107,24 +107,31 @@ def load(file: Path) -> list[dict[str, object]]:
 
 
 RESOLVE = """
-import os, sys
+import importlib, os, pkgutil, sys
 from pathlib import Path
+import cloche.image
 from cloche.image.store import resolve
+
+user, reference, store, *deadly = sys.argv[1:]
 
 def report(line):
     print(line, flush=True)
-    if sys.argv[3:] and sys.argv[3] in line:
+    if deadly and deadly[0] in line:
         os.kill(os.getpid(), 9)
 
-print(resolve(sys.argv[1], Path(sys.argv[2]), report).digest)
+# The checkout may be in a folder, such as /root, that is closed to others: import it before.
+for module in pkgutil.iter_modules(cloche.image.__path__):
+    importlib.import_module(f"cloche.image.{module.name}")
+os.setuid(int(user))
+print(resolve(reference, Path(store), report).digest)
 """
 
 
-def start(*argv: object, user: int | None = None) -> subprocess.Popen[str]:
+def start(*argv: object, user: int = 0) -> subprocess.Popen[str]:
     """`resolve` in a process of its own: reference, store, report at which it kills itself."""
-    words = [sys.executable, "-c", RESOLVE, *(str(word) for word in argv)]
+    words = [sys.executable, "-c", RESOLVE, *(str(word) for word in (user, *argv))]
     pipe = subprocess.PIPE
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, user=user)
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True)
 
 
 @contextmanager
