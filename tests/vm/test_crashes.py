@@ -1,0 +1,165 @@
+"""SIGKILL for any process at any moment: what it leaves is told, and `delete --force` clears it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+
+import pytest
+
+from engine.dockerd import wait_until
+
+from . import host
+from .bundles import Bundle
+from .runtime import Container, Runtime
+from .starts import each_start
+
+
+def victim_of(container: Container, role: str) -> int:
+    """The process of *container* that plays *role*."""
+    if role == "supervisor":
+        return container.pid
+    return host.qemu_of(container.runtime.root, container.id)
+
+
+def has_no_processes(container: Container) -> bool:
+    """Whether all its processes have ended."""
+    return host.processes(container.runtime.root / container.id) == []
+
+
+@pytest.mark.parametrize("role", ["supervisor", "qemu"])
+@pytest.mark.parametrize("stage", ["created", "running"])
+def test_a_killed_process_takes_the_container_along(
+    request: pytest.FixtureRequest, stage: str, role: str
+) -> None:
+    container: Container = request.getfixturevalue(stage)
+    cloche = container.runtime
+    os.kill(victim_of(container, role), signal.SIGKILL)
+    assert container.wait(20) == (137 if role == "qemu" else -signal.SIGKILL)
+    wait_until(lambda: host.processes(cloche.root) == [], "QEMU has ended too")
+    assert container.status == "stopped"
+    assert "cannot exec in a stopped container" in cloche.fails(
+        "exec", container.id, "true", code=255
+    )
+    cloche("delete", container.id)
+    assert cloche.leftovers() == []
+
+
+@pytest.mark.parametrize("role", ["supervisor", "qemu"])
+def test_an_exec_ends_when_its_vm_is_killed(running: Container, role: str) -> None:
+    client = running.runtime.popen("exec", running.id, "sh", "-c", "echo up; sleep 1000")
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"up\n"
+    os.kill(victim_of(running, role), signal.SIGKILL)
+    assert client.wait(20) == 137
+    running.wait()
+
+
+@pytest.mark.parametrize("role", ["supervisor", "qemu"])
+def test_run_ends_when_its_vm_is_killed(cloche: Runtime, bundle: Bundle, role: str) -> None:
+    bundle.sh("echo up; sleep 1000")
+    client = cloche.popen("run", "--bundle", bundle.save(), cloche.new_id())
+    assert client.stdout is not None
+    assert client.stdout.readline() == b"up\n"
+    commands = host.processes(cloche.root)
+    found = {command.split()[0].rpartition("/")[2][:4]: pid for pid, command in commands}
+    # The first python is `run` itself, the last one its supervisor.
+    os.kill(found["qemu"] if role == "qemu" else found["pyth"], signal.SIGKILL)
+    assert client.wait(20) == 137
+    wait_until(lambda: cloche.leftovers() == [], "run has cleaned up")
+
+
+@pytest.mark.parametrize("moment", ["directory", "qemu.log", "control.sock", "state.json"])
+@pytest.mark.parametrize("victim", ["create", "supervisor", "qemu"])
+def test_a_creation_that_is_killed_midway(
+    cloche: Runtime, bundle: Bundle, moment: str, victim: str
+) -> None:
+    """*moment*: as soon as the file is there. Later ones may hit a creation that is complete."""
+    null = subprocess.DEVNULL
+    name = cloche.new_id()
+    bundle.save()
+    process = cloche.popen("create", "--bundle", bundle.path, name, stdout=null, stderr=null)
+    path = cloche.root / name / ("" if moment == "directory" else moment)
+    while not path.exists() and process.poll() is None:
+        pass  # a few ms at most; every pause would miss the moment
+    for pid in victims(cloche, process.pid, victim):
+        os.kill(pid, signal.SIGKILL)
+    process.wait(20)
+    if victim == "create":
+        # Its supervisor notices, and gives up on a container that nobody waits for.
+        wait_until(lambda: is_settled(cloche, name), "the supervisor has ended or serves")
+    cloche("delete", "--force", name)
+    wait_until(lambda: cloche.leftovers() == [], f"nothing is left: {cloche.leftovers()}")
+
+
+def victims(cloche: Runtime, create: int, role: str) -> list[int]:
+    """The processes that play *role* in a creation that *create* has begun."""
+    if role == "create":
+        return [create]
+    found = [each for each in host.processes(cloche.root) if each[0] != create]
+    return [pid for pid, command in found if ("qemu-system" in command) == (role == "qemu")]
+
+
+def is_settled(cloche: Runtime, name: str) -> bool:
+    """Whether the container exists, or no process is left that could still make it."""
+    return (cloche.root / name / "state.json").exists() or host.processes(cloche.root) == []
+
+
+def test_a_killed_creation_of_a_cold_vm(cloche: Runtime, bundle: Bundle) -> None:
+    cloche.env["CLOCHE_TEMPLATE"] = "off"
+    name = cloche.new_id()
+    process = cloche.popen("create", "--bundle", bundle.save(), name)
+    wait_until((cloche.root / name / "qemu.log").exists, "QEMU boots")
+    process.kill()
+    process.wait()
+    wait_until(lambda: host.processes(cloche.root) == [], "the VM has been given up")
+    cloche("delete", "--force", name)
+    assert cloche.leftovers() == []
+
+
+def test_an_interrupted_run_leaves_nothing(cloche: Runtime, bundle: Bundle) -> None:
+    cloche.env["CLOCHE_TEMPLATE"] = "off"
+    name = cloche.new_id()
+    process = cloche.popen("run", "--bundle", bundle.save(), name)
+    wait_until((cloche.root / name / "qemu.log").exists, "QEMU boots")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130
+    assert cloche.leftovers() == []
+
+
+@each_start
+def test_a_guest_that_panics(cloche: Runtime, bundle: Bundle) -> None:
+    """The crash of one guest is the end of one container."""
+    bundle.capabilities("CAP_SYS_ADMIN", "CAP_SYS_BOOT")
+    bundle.without_mount("/proc").mount("/proc", "proc")
+    bundle.linux["readonlyPaths"] = bundle.linux["maskedPaths"] = []
+    container = cloche.start(bundle.sh("echo up; echo c >/proc/sysrq-trigger; sleep 1000"))
+    assert container.wait(30) == 137
+    assert container.output == "up"
+    cloche("delete", container.id)
+
+
+def test_a_guest_that_reboots(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.capabilities("CAP_SYS_ADMIN", "CAP_SYS_BOOT")
+    bundle.linux["readonlyPaths"] = bundle.linux["maskedPaths"] = []
+    container = cloche.start(bundle.sh("echo b >/proc/sysrq-trigger; sleep 1000"))
+    assert container.wait(30) == 137
+
+
+def test_a_fork_bomb_stays_in_its_vm(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"] = {"pids": {"limit": 60}, "memory": {"limit": 64 << 20}}
+    bomb = cloche.start(bundle.sh("b() { b | b & }; b; sleep 1000"))
+    other = cloche.start(bundle.args("sleep", "1000"))
+    assert other.sh("echo fine").output == "fine"
+    bomb.end()
+
+
+def test_another_process_with_the_pid_of_a_supervisor_long_gone(stopped: Container) -> None:
+    cloche = stopped.runtime
+    state = cloche.root / stopped.id / "state.json"
+    foreign = str(os.getpid())
+    state.write_text(state.read_text().replace(f'"pid": {stopped.pid}', f'"pid": {foreign}'))
+    assert stopped.status == "stopped"
+    cloche("delete", "--force", stopped.id)
+    assert cloche.leftovers() == []
