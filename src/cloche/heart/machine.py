@@ -98,7 +98,10 @@ def _find_template(
         made = make_template(settings.templates, shape, boot_of(guest, shape))
     except BootError:
         raise
-    except (ClocheError, OSError) as error:
+    except ClocheError as error:
         return None, [f"VM: cold boot: the template could not be saved: {error}"]
+    except OSError as error:
+        cause = f"{error.filename}: {(error.strerror or '').lower()}"
+        return None, [f"VM: cold boot: the template could not be saved: {cause}"]
     note = f"VM: no template of {shape.cpus} vCPU and {shape.memory} MiB: booted and saved one"
     return made, [note]

@@ -8,9 +8,11 @@ only what every start needs.
 from __future__ import annotations
 
 import os
+import zlib
 
 from cloche.base import fastjson
 from cloche.base.files import read_text
+from cloche.vmm.shape import MIB
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ class Template:
 
 
 def load_template(root: str, shape: Shape) -> Template | None:
-    """The template of *shape* below *root*, or None where there is none that fits."""
+    """The template of *shape* below *root*, or None where there is none that fits and is whole.
+
+    What the memory file holds is not looked at: that would cost more than the whole start.
+    """
     directory = os.path.join(root, shape.directory_name())
     text = read_text(os.path.join(directory, "manifest.json"))
     try:
@@ -35,7 +40,11 @@ def load_template(root: str, shape: Shape) -> Template | None:
         if manifest.get("identity") != shape.identity():
             return None
         with open(os.path.join(directory, "device"), "rb") as file:
-            memory_file = os.path.join(directory, "memory")
-            return Template(memory_file, file.read(), manifest["cpu"])
+            state = file.read()
+        memory_file = os.path.join(directory, "memory")
+        is_whole = os.stat(memory_file).st_size == shape.memory * MIB
+        if not is_whole or zlib.crc32(state) != manifest["device_crc32"]:
+            return None
+        return Template(memory_file, state, manifest["cpu"])
     except (OSError, ValueError, KeyError, AttributeError):
         return None

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import tempfile
+import zlib
 
 from cloche.base.errors import BootError, ClocheError
 from cloche.base.files import read_text, write_atomically
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 BOOT_TIMEOUT_S = 90.0
 FAST_BOOT_TIMEOUT_S = 30.0
 SAVE_TIMEOUT_S = 60.0
+WORK_PREFIX = ".new-"
 
 
 def make_template(
@@ -45,6 +47,7 @@ def make_template(
         existing = load_template(root, shape)
         if existing is not None:
             return existing
+        _remove_abandoned(root)
         _check_space(root, shape)
         _make_with_best_cpu(root, shape, boot, report)
     finally:
@@ -62,7 +65,7 @@ def _make_with_best_cpu(
     models = cpu_models(shape.accel)
     for cpu in models:
         last = cpu == models[-1]
-        directory = tempfile.mkdtemp(prefix=".new-", dir=root)
+        directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
         try:
             timeout = BOOT_TIMEOUT_S if last else FAST_BOOT_TIMEOUT_S
             _boot_and_save(directory, shape, boot, cpu, timeout, report)
@@ -87,10 +90,25 @@ def remove_unused(root: str, guest_keys: Collection[str]) -> list[str]:
         manifest = read_text(os.path.join(root, name, "manifest.json"))
         if manifest is None:
             continue
-        if not set(guest_keys).intersection(json.loads(manifest)["identity"]):
+        if not set(guest_keys).intersection(_identity(manifest)):
             shutil.rmtree(os.path.join(root, name))
             removed.append(name)
     return removed
+
+
+def _identity(manifest: str) -> list[str]:
+    try:
+        identity: list[str] = json.loads(manifest)["identity"]
+    except (ValueError, TypeError, KeyError):
+        return []  # damaged: no start will use it
+    return identity
+
+
+def _remove_abandoned(root: str) -> None:
+    """Remove what makers that were killed left; with the lock held, nobody is at work there."""
+    for name in os.listdir(root):
+        if name.startswith(WORK_PREFIX):
+            shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
 def _check_space(root: str, shape: Shape) -> None:
@@ -135,7 +153,12 @@ def _boot_and_save(
     os.unlink(vm.log)
     write_atomically(os.path.join(directory, "device"), state)
     console = vm.console.decode(errors="replace")
-    manifest = {"identity": shape.identity(), "cpu": cpu, "console": console}
+    manifest = {
+        "identity": shape.identity(),
+        "cpu": cpu,
+        "device_crc32": zlib.crc32(state),
+        "console": console,
+    }
     write_atomically(os.path.join(directory, "manifest.json"), json.dumps(manifest).encode())
 
 
