@@ -56,7 +56,7 @@ def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: flo
 def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
     """Kernel, initramfs and command line to boot *shape* with."""
     khz = tsc_khz() if shape.accel == "tcg" else 0
-    cmdline = kernel_cmdline(accel=shape.accel, tsc_khz=khz)
+    cmdline = kernel_cmdline(machine=shape.machine, accel=shape.accel, tsc_khz=khz)
     return str(guest.vmlinux), str(guest.initramfs), cmdline
 
 

@@ -54,7 +54,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "5"
+FORMAT = "6"
 
 
 def _host_cpu(accel: str) -> str:
