@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError
 from cloche.cli.create import start_now
+from cloche.cli.lifecycle import remove
 from cloche.heart.launch import Request
+from cloche.host import user_network
 from cloche.image.bundle import DoOptions, bundle_config
-from cloche.image.store import resolve
+from cloche.image.store import hold, resolve
 from cloche.model.config import load_settings
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.cli.main import Context
     from cloche.image.model import Image
 
 USER_NETWORK = "user"
 # QEMU's user-mode network answers DNS here and hands queries to the host's resolver.
-RESOLV_CONF = "nameserver 10.0.2.3\n"
+RESOLV_CONF = f"nameserver {user_network.NAMESERVER}\n"
+LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+PREFIX = "do-"
+BUNDLE_PREFIX = ".bundle-"
 
 
 def do(context: Context, args: list[str]) -> int:
-    """`cloche do`: the exit status is the command's."""
-    options, reference, quiet = _parse(args)
-    settings = load_settings()
+    """`cloche do`: the exit status is the command's, or docker's where it could not be run."""
+    options, wanted = _parse(args)
+    try:
+        return _do(context, options, wanted)
+    except ClocheError as error:
+        error.exit_code = _exit_code(error.message)
+        raise
 
-    def report(text: str) -> None:
-        if not quiet:
+
+class Wanted(NamedTuple):
+    """What the flags say about cloche's own work."""
+
+    image: str
+    refresh: bool
+    quiet: bool
+
+    def report(self, text: str) -> None:
+        """A line for who waits."""
+        if not self.quiet:
             os.write(2, f"cloche: {text}\n".encode())
 
-    image = resolve(reference, Path(settings.data_root), report)
-    container_id = f"do-{os.getpid()}-{os.urandom(4).hex()}"
-    os.makedirs(context.root, mode=0o700, exist_ok=True)
-    bundle = tempfile.mkdtemp(prefix=".bundle-", dir=context.root)
+
+def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
+    settings = load_settings()
+    image = resolve(wanted.image, Path(settings.data_root), wanted.report, refresh=wanted.refresh)
+    # The supervisor inherits it: nobody removes the image while the VM runs.
+    held = hold(image)
+    container_id = f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+    options = options._replace(hostname=options.hostname or container_id[-8:])
+    _sweep(context.root)
+    bundle = os.path.join(context.root, f"{BUNDLE_PREFIX}{container_id}")
     try:
-        _write_bundle(bundle, image, options, container_id)
+        os.makedirs(bundle, mode=0o700)
+        _write_bundle(bundle, image, options)
         request = Request(
             root=context.root,
             container_id=container_id,
@@ -48,6 +73,7 @@ def do(context: Context, args: list[str]) -> int:
             settings=settings,
             foreground=True,
             at_once=True,
+            ends_with_caller=True,
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
         )
@@ -57,9 +83,31 @@ def do(context: Context, args: list[str]) -> int:
         return follow(request, created.pid, keep=False)
     finally:
         shutil.rmtree(bundle, ignore_errors=True)
+        os.close(held)
 
 
-def _parse(args: list[str]) -> tuple[DoOptions, str, bool]:
+def _exit_code(message: str) -> int:
+    """What docker exits with when a command cannot be run (docker run(1), exit status)."""
+    if 'exec: "' not in message:
+        return 125
+    return 126 if "permission denied" in message else 127
+
+
+def _sweep(root: str) -> None:
+    """Remove what is left of those before us that were killed."""
+    for name in os.listdir(root) if os.path.isdir(root) else []:
+        container_id = name.removeprefix(BUNDLE_PREFIX)
+        pid = container_id.removeprefix(PREFIX).partition("-")[0]
+        if not (container_id.startswith(PREFIX) and pid.isdigit()):
+            continue
+        if os.path.exists(f"/proc/{pid}"):
+            continue
+        with contextlib.suppress(ClocheError, OSError):
+            remove(root, container_id, force=True)
+        shutil.rmtree(os.path.join(root, f"{BUNDLE_PREFIX}{container_id}"), ignore_errors=True)
+
+
+def _parse(args: list[str]) -> tuple[DoOptions, Wanted]:
     parser = argparse.ArgumentParser(
         prog="cloche do",
         description="Run a command in a new VM whose root is IMAGE: a folder with a root file "
@@ -78,6 +126,7 @@ def _parse(args: list[str]) -> tuple[DoOptions, str, bool]:
     add("--hostname", default="", metavar="NAME")
     add("--read-only", action="store_true", help="root file system read-only")
     add("--entrypoint", metavar="PROGRAM", help="in place of the image's; empty removes it")
+    add("--pull", action="store_true", help="fetch or unpack the image again, in case it changed")
     add("-q", "--quiet", action="store_true", help="no progress messages")
     add("image", metavar="IMAGE|DIR")
     add("command", nargs=argparse.REMAINDER, help="command and arguments")
@@ -97,26 +146,35 @@ def _parse(args: list[str]) -> tuple[DoOptions, str, bool]:
         read_only=parsed.read_only,
         entrypoint=(parsed.entrypoint,) if parsed.entrypoint is not None else (),
     )
-    return options, parsed.image, parsed.quiet
+    return options, Wanted(parsed.image, parsed.pull, parsed.quiet)
 
 
-def _write_bundle(bundle: str, image: Image, options: DoOptions, container_id: str) -> None:
+def _write_bundle(bundle: str, image: Image, options: DoOptions) -> None:
     config = bundle_config(image, options)
-    config.setdefault("hostname", container_id[-8:])
-    if options.network == USER_NETWORK:
-        path = os.path.join(bundle, "resolv.conf")
-        Path(path).write_text(RESOLV_CONF, encoding="utf-8")
-        config["mounts"].append(
-            {
-                "destination": "/etc/resolv.conf",
-                "type": "bind",
-                "source": path,
-                "options": ["bind", "ro"],
-            }
-        )
+    taken = {mount["destination"] for mount in config["mounts"]}
     try:
+        for destination, text in _own_files(image, options).items():
+            if destination not in taken:
+                path = Path(bundle, os.path.basename(destination))
+                path.write_text(text, encoding="utf-8")
+                config["mounts"].append(_file_mount(destination, str(path)))
         Path(bundle, "config.json").write_text(json.dumps(config), encoding="utf-8")
     except OSError as error:
         raise ClocheError(
             f"bundle {bundle}: {(error.strerror or '').lower()}", hint="is the disk full?"
         ) from None
+
+
+def _own_files(image: Image, options: DoOptions) -> dict[str, str]:
+    """Files of the container that depend on where it runs, unless the user mounts others."""
+    user = options.network == USER_NETWORK
+    files = {"/etc/resolv.conf": RESOLV_CONF} if user else {}
+    if image.erofs:  # a folder is somebody's own system, and has its own names
+        address = user_network.GUEST if user else "127.0.1.1"
+        files["/etc/hosts"] = f"{LOCALHOST}{address}\t{options.hostname}\n"
+    return files
+
+
+def _file_mount(destination: str, source: str) -> dict[str, Any]:
+    options = ["bind", "rprivate"]
+    return {"destination": destination, "type": "bind", "source": source, "options": options}

@@ -43,8 +43,9 @@ class Timings:
 class Request:
     """One container to be created in a VM of its own.
 
-    *foreground*: the caller follows it to its end. *at_once*: it is started as soon as it is
-    created. *image* is an erofs image that goes to a block slot as its root.
+    *foreground*: the caller follows it to its end; *ends_with_caller*: it is killed if the caller
+    is. *at_once*: it is started as soon as it is created. *image* is an erofs image that goes to
+    a block slot as its root.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Request:
         image: str = "",
         user_network: bool = False,
         at_once: bool = False,
-        quiet_warnings: bool = False,
+        ends_with_caller: bool = False,
     ) -> None:
         self.root = root
         self.id = check_id(container_id)
@@ -70,7 +71,7 @@ class Request:
         self.image = image
         self.user_network = user_network
         self.at_once = at_once
-        self.quiet_warnings = quiet_warnings
+        self.ends_with_caller = ends_with_caller
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
         # Hooks have been run, so poststop hooks are due whatever comes.

@@ -65,6 +65,8 @@ def _enter(request: Request) -> tuple[Share, list[Tap]]:
     syscalls.prctl_name("cloche")
     if not request.foreground:
         os.setsid()
+    if request.ends_with_caller:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)  # the channel tells if it is gone already
     has_network = _enter_network(request)
     share = Share(os.path.join(request.directory, "share"))
     share.enter()

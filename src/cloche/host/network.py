@@ -15,6 +15,7 @@ import struct
 
 from cloche.base.errors import ClocheError
 from cloche.base.spawn import run
+from cloche.host import user_network
 from cloche.host.redirect import HOST_PORTS, redirect
 from cloche.host.taps import TAP_PREFIX
 
@@ -303,25 +304,21 @@ def _request(slot: int, interface: Interface) -> dict[str, Any]:
     }
 
 
-# What QEMU's -netdev user serves by default (qemu(1), "-netdev user").
-USER_MODE_NAMESERVER = "10.0.2.3"
-
-
 def user_mode_network() -> dict[str, Any]:
     """The agent's `network` request for QEMU's user-mode network, as device 0.
 
-    The name server there is USER_MODE_NAMESERVER.
+    The name server there is user_network.NAMESERVER.
     """
     interface = {
         "slot": 0,
         "name": "eth0",
         "mac": None,
         "mtu": 1500,
-        "addresses": [["10.0.2.15", 24, "10.0.2.255"]],
+        "addresses": [[user_network.GUEST, 24, "10.0.2.255"]],
         "up": True,
         "neighbours": [],
     }
-    link = {"dst": "10.0.2.0/24", "dev": "eth0", "scope": "link", "prefsrc": "10.0.2.15"}
-    default = {"dst": "default", "dev": "eth0", "gateway": "10.0.2.2"}
+    link = {"dst": "10.0.2.0/24", "dev": "eth0", "scope": "link", "prefsrc": user_network.GUEST}
+    default = {"dst": "default", "dev": "eth0", "gateway": user_network.GATEWAY}
     routes = [_route(link), _route(default)]
     return {"interfaces": [interface], "routes": routes, "dns_relay": []}
