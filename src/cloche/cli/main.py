@@ -116,7 +116,8 @@ def entry() -> None:
     except SystemExit as leave:  # argparse, after its help or its complaint
         code = leave.code if isinstance(leave.code, int) else 0
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
+        # None: the descriptor was closed when we were started.
+        with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
 
