@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from cloche.engine.docker import install_docker, uninstall_docker
 from .client import Docker
 from .conftest import docker_program
 from .dockerd import dockerd
+from .host import kernel_release
 from .image import IMAGE, build_image
 
 
@@ -68,6 +71,33 @@ def test_install_and_uninstall_while_running(plain: Docker, program: Path, tmp_p
     assert json.loads(file.read_text()) == before
     assert plain.state(name)["Pid"] == state["State"]["Pid"]
     assert plain.sh(name, "echo alive") == "alive"
+    assert "nknown runtime" in plain.run(IMAGE, "true", code=125).stderr
+
+
+@pytest.mark.vm_only
+def test_commands_of_a_user(plain: Docker, cloche_program: Path, tmp_path: Path) -> None:
+    """What users type, found in PATH: docker runs that very command, in a VM, and forgets it."""
+    build_image(plain, tmp_path / "image")
+    file = plain.engine.config
+
+    def cloche(*words: str) -> str:
+        path = f"{cloche_program.parent}:{os.environ['PATH']}"
+        argv = [cloche_program.name, *words, "--config", str(file)]
+        environment = {**os.environ, "PATH": path}
+        shell = ["sh", "-c", '"$@"', "sh", *argv]  # finds it as a user's shell does
+        return subprocess.run(
+            shell, env=environment, cwd="/", check=True, capture_output=True, text=True
+        ).stdout
+
+    printed = cloche("install", "docker")
+    assert "has taken it over, its containers run on" in printed
+    assert "docker run --rm --runtime cloche IMAGE uname -r" in printed
+    runtimes = json.loads(file.read_text())["runtimes"]
+    assert runtimes == {"cloche": {"path": str(cloche_program)}}
+    assert plain.run(IMAGE, "uname", "-r").output != kernel_release()
+    assert "already as it should be" in cloche("install", "docker")
+    assert "has taken it over" in cloche("uninstall", "docker")
+    assert "runtimes" not in json.loads(file.read_text())
     assert "nknown runtime" in plain.run(IMAGE, "true", code=125).stderr
 
 
