@@ -14,6 +14,7 @@ REPLY = 4
 EVENT = 5
 
 HEADER = Struct("<II")
+_LENGTHS = {CREDIT: 4, EOF: 0}
 MAX_PAYLOAD = 65536
 MAX_REQUEST = 1 << 20
 WINDOW = 262144
@@ -52,6 +53,8 @@ class Decoder:
                 raise GuestError(f"agent connection: frame of kind {kind} and {length} bytes")
             if (stream == 0) != (kind >= REQUEST):
                 raise GuestError(f"agent connection: frame of kind {kind} on stream {stream}")
+            if length != _LENGTHS.get(kind, length):
+                raise GuestError(f"agent connection: frame of kind {kind} and {length} bytes")
             end = position + 8 + length
             if len(buffer) < end:
                 break

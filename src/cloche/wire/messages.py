@@ -99,6 +99,10 @@ class Protocol:
         return [_received(*frame) for frame in self._decoder.feed(data)]
 
 
+# What taking a value of an unexpected type apart raises.
+_ODD = (ValueError, TypeError, KeyError, AttributeError)
+
+
 def _received(stream: int, kind: int, payload: bytes) -> Received:
     if kind == frames.DATA:
         return Data(stream, payload)
@@ -116,5 +120,5 @@ def _received(stream: int, kind: int, payload: bytes) -> Received:
             return Reply(int(request), body["ok"], None)
         ((name, fields),) = message.items()
         return Event(str(name), dict(fields))
-    except (msgspec.MsgspecError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (msgspec.MsgspecError, RecursionError, *_ODD) as error:
         raise GuestError(f"agent connection: malformed message: {error}") from None
