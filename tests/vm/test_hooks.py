@@ -143,6 +143,16 @@ def test_a_failing_hook_stops_the_creation(
     assert [path.name for path in record.iterdir()] == ["poststop"]
 
 
+def test_poststop_hooks_run_whatever_the_creation_fails_of(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    recording(bundle, record)
+    bundle.linux["sysctl"] = {"net.nothing": "1"}
+    cloche.fails("create", "--bundle", bundle.save(), cloche.new_id())
+    assert (record / "order").read_text().split() == [*KINDS[:3], "poststop"]
+    assert json.loads((record / "poststop").read_text())["status"] == "stopped"
+
+
 def test_a_failing_start_container_hook_stops_the_start(cloche: Runtime, bundle: Bundle) -> None:
     bundle.config["hooks"] = {"startContainer": [hook("exit 4")]}
     container = cloche.create(bundle.sh("echo ran"))

@@ -13,7 +13,6 @@ from .starts import each_start
 from .test_process import same_under_runc
 
 
-@each_start
 def test_hostname_and_domainname(cloche: Runtime, bundle: Bundle) -> None:
     bundle.config["hostname"] = "box-1"
     bundle.config["domainname"] = "example.org"

@@ -10,7 +10,6 @@ import pytest
 
 from .bundles import Bundle
 from .runtime import Runtime
-from .starts import each_machine
 from .test_process import same_under_runc
 
 
@@ -23,7 +22,7 @@ def data(folder: Path) -> Path:
     return data
 
 
-@each_machine
+@pytest.mark.parametrize("cloche", ["restored", "cold", "q35"], indirect=True)
 def test_a_folder_is_shared_in_both_directions(cloche: Runtime, bundle: Bundle, data: Path) -> None:
     bundle.mount("/mnt/data", "bind", data, "rbind", "rw")
     bundle.sh("cat /mnt/data/file; echo back >/mnt/data/new; mv /mnt/data/sub /mnt/data/moved")

@@ -12,12 +12,12 @@ import pytest
 
 from .bundles import Bundle
 from .runtime import Container, Runtime
-from .starts import each_machine
+from .starts import each_start
 
 MIB = 1 << 20
 
 
-@each_machine
+@each_start
 def test_bytes_come_through_unharmed(cloche: Runtime, bundle: Bundle) -> None:
     data = os.urandom(3 * MIB + 17)
     result = cloche.run(bundle.args("cat"), data=data)
@@ -72,10 +72,10 @@ def test_output_of_the_first_process_is_complete(cloche: Runtime, bundle: Bundle
 
 
 def test_both_outputs_at_once(idle: Container) -> None:
-    script = "i=0; while [ $i -lt 20000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
+    script = "i=0; while [ $i -lt 5000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
     result = idle.sh(script)
-    assert result.lines == [f"out {number}" for number in range(20000)]
-    assert result.stderr.splitlines() == [f"err {number}" for number in range(20000)]
+    assert result.lines == [f"out {number}" for number in range(5000)]
+    assert result.stderr.splitlines() == [f"err {number}" for number in range(5000)]
 
 
 def test_a_reader_of_one_output_only_stalls_the_other_alone(idle: Container) -> None:

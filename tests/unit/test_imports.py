@@ -1,0 +1,80 @@
+"""What engines run several times per container imports next to nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloche.model.state import State, process_start_time
+
+HEAVY = {
+    "argparse",
+    "asyncio",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "enum",
+    "inspect",
+    "json",
+    "logging",
+    "msgspec",
+    "pathlib",
+    "re",
+    "rich",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "typing",
+}
+MOST_MODULES = 60
+BARE = [sys.executable, "-I", "-S"]
+
+
+def modules(root: Path, *words: str) -> set[str]:
+    """What a `cloche` command with these words has loaded when it is done."""
+    code = (
+        "import sys\n"
+        f"sys.path[:0] = {[entry for entry in sys.path if entry]!r}\n"
+        "from cloche.cli.main import main\n"
+        f"main({['--root', str(root), *words]!r})\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([*BARE, "-c", code], capture_output=True, text=True, check=True)
+    return {*done.stderr.splitlines()[-1].split()}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root folder with a container `box` whose supervisor has ended."""
+    (tmp_path / "box").mkdir()
+    state = {"pid": os.getpid(), "pid_start": process_start_time(os.getpid()) - 1}
+    rest = {"status": "running", "bundle": "/b", "rootfs": "/b/r", "created": "", "hooks": False}
+    State(str(tmp_path), "box", {**state, **rest, "cgroup": "cloche/box"}).save()
+    return tmp_path
+
+
+def test_an_empty_interpreter_loads_none_of_them() -> None:
+    done = subprocess.run(
+        [*BARE, "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert not {*done.stdout.split()} & HEAVY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["state", "box"], ["start", "box"], ["kill", "box", "TERM"], ["delete", "box"]],
+    ids=lambda words: words[0],
+)
+def test_short_lived_verbs(root: Path, words: list[str]) -> None:
+    found = modules(root, *words)
+    assert not found & HEAVY
+    ours = {name for name in found if name.startswith("cloche")}
+    assert f"cloche.cli.{'inspect' if words[0] == 'state' else 'lifecycle'}" in ours
+    assert len(found) <= MOST_MODULES, sorted(found)

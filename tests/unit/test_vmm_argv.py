@@ -1,0 +1,137 @@
+"""QEMU's command line, whole: what a boot, a template and a clone are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cloche.vmm.argv import Machine, cpu_models, kernel_cmdline, qemu_argv, quote
+import itertools
+
+COMMON: dict[str, Any] = {
+    "qemu": "/usr/bin/qemu-system-x86_64",
+    "accel": "tcg",
+    "cpu": "max",
+    "cpus": 2,
+    "memory": 512,
+    "agent_fd": 3,
+    "qmp_fd": 4,
+    "console_fd": 5,
+    "share": "/run/cloche/box/share",
+}
+HEAD = [
+    "/usr/bin/qemu-system-x86_64",
+    *("-name", "cloche", "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+    *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+]
+
+
+def devices(bus: str, rom: str, *, first_nic: str, first_disk: str) -> list[str]:
+    """The devices, the same for every VM but for what stands behind the first slots."""
+    nics = [first_nic, "hubport,id=net1,hubid=1", "hubport,id=net2,hubid=2"]
+    empty = "driver=null-co,node-name=slot{},read-only=on,size=1099511627776,read-zeroes=on"
+    argv = [
+        *("-chardev", "socket,id=qmp,fd=4", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", "socket,id=console,fd=5", "-serial", "chardev:console"),
+        *("-device", f"virtio-serial-{bus},id=serial", "-chardev", "socket,id=agent,fd=3"),
+        "-device",
+        "virtserialport,bus=serial.0,chardev=agent,id=agent,name=cloche.agent",
+        "-fsdev",
+        "local,id=share,path=/run/cloche/box/share,security_model=passthrough,multidevs=remap",
+        *("-device", f"virtio-9p-{bus},fsdev=share,mount_tag=cloche"),
+    ]
+    for slot, backend in enumerate(nics):
+        mac = f"52:54:00:c1:0c:0{slot}"
+        card = f"virtio-net-{bus},netdev=net{slot},mac={mac},guest_announce=off{rom}"
+        argv += ["-netdev", backend, "-device", card]
+    for slot, backend in enumerate([first_disk or empty.format(0), empty.format(1)]):
+        argv += ["-blockdev", backend]
+        argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial=cloche{slot}"]
+    return argv
+
+
+def test_a_cold_boot_of_a_microvm() -> None:
+    machine = Machine(machine="microvm", kernel="/k", initramfs="/i", cmdline="a b", **COMMON)
+    assert qemu_argv(machine) == [
+        *HEAD,
+        *("-M", "microvm,memory-backend=ram,x-option-roms=off,acpi=on,rtc=on"),
+        *("-accel", "tcg,tb-size=128", "-cpu", "max", "-smp", "2", "-m", "512M"),
+        *("-object", "memory-backend-ram,id=ram,size=512M,reserve=off"),
+        *("-kernel", "/k", "-initrd", "/i", "-append", "a b"),
+        *devices("device", "", first_nic="hubport,id=net0,hubid=0", first_disk=""),
+    ]
+
+
+def test_a_clone_of_a_q35_with_tap_and_image() -> None:
+    machine = Machine(
+        machine="q35",
+        memory_file="/t/memory",
+        incoming=True,
+        tap_fds=[7],
+        images=["/images/a,b.erofs"],
+        **{**COMMON, "accel": "kvm", "cpu": "host"},
+    )
+    image = "driver=raw,node-name=slot0,read-only=on,file.driver=file,file.filename="
+    assert qemu_argv(machine) == [
+        *HEAD,
+        *("-M", "q35,memory-backend=ram"),
+        *("-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "512M", "-object"),
+        "memory-backend-file,id=ram,size=512M,reserve=off,mem-path=/t/memory,share=off",
+        *("-incoming", "defer"),
+        *devices(
+            "pci",
+            ",romfile=",
+            first_nic="tap,id=net0,fd=7",
+            first_disk=f"{image}/images/a,,b.erofs",
+        ),
+    ]
+
+
+def test_a_template_shares_its_memory_with_its_file() -> None:
+    machine = Machine(machine="microvm", memory_file="/t/a,b", memory_shared=True, **COMMON)
+    option = "memory-backend-file,id=ram,size=512M,reserve=off,mem-path=/t/a,,b,share=on"
+    assert option in qemu_argv(machine)
+
+
+def test_memory_may_be_reserved() -> None:
+    machine = Machine(machine="microvm", reserve=True, **COMMON)
+    assert "memory-backend-ram,id=ram,size=512M,reserve=on" in qemu_argv(machine)
+
+
+def test_user_mode_network_takes_the_first_slot() -> None:
+    machine = Machine(machine="microvm", user_network=True, **COMMON)
+    argv = qemu_argv(machine)
+    assert "user,id=net0" in argv
+    taps = Machine(machine="microvm", user_network=True, tap_fds=[7, 8, 9], **COMMON)
+    backends = [word for word in qemu_argv(taps) if "id=net" in word]
+    assert backends == [f"tap,id=net{slot},fd={7 + slot}" for slot in range(3)]
+
+
+@pytest.mark.parametrize("machine", ["microvm", "q35"])
+def test_boot_and_clone_have_the_same_devices(machine: str) -> None:
+    """Else a clone could not load what its template has saved."""
+    boot = Machine(machine=machine, kernel="/k", initramfs="/i", **COMMON)
+    clone = Machine(machine=machine, memory_file="/m", incoming=True, tap_fds=[7], **COMMON)
+    cards = [
+        [word for flag, word in itertools.pairwise(argv) if flag == "-device"]
+        for argv in (qemu_argv(boot), qemu_argv(clone))
+    ]
+    assert cards[0] == cards[1]
+
+
+def test_commas_are_doubled() -> None:
+    assert quote("/a,b,,c") == "/a,,b,,,,c"
+
+
+def test_the_kernels_command_line() -> None:
+    words = kernel_cmdline(machine="microvm", accel="tcg", tsc_khz=2600000).split()
+    assert {"tsc_early_khz=2600000", "tsc=reliable", "no_timer_check", "pci=off"} <= {*words}
+    words = kernel_cmdline(machine="q35", accel="kvm", tsc_khz=0).split()
+    assert not [word for word in words if word.startswith(("tsc", "pci", "no_timer"))]
+    assert {"panic=-1", "reboot=t", "console=ttyS0"} <= {*words}
+
+
+def test_the_last_cpu_model_is_the_plain_one() -> None:
+    assert cpu_models("tcg")[-1] == "max"
+    assert cpu_models("kvm") == ("host",)

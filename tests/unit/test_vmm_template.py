@@ -1,0 +1,99 @@
+"""Which template a start takes: one of its very shape, and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cloche.vmm.shape import Shape
+from cloche.vmm.template import load_template
+from cloche.vmm.template_maker import remove_unused
+
+STATE = b"device state" * 100
+
+
+def shape(**changes: object) -> Shape:
+    """A shape; its QEMU is a file that is there."""
+    fields = {"qemu": "/bin/sh", "machine": "microvm", "accel": "tcg", "cpus": 1, "memory": 4}
+    return Shape(**{**fields, "guest_key": "key", **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """The folder of a saved template."""
+    folder = tmp_path / shape().directory_name()
+    folder.mkdir()
+    (folder / "device").write_bytes(STATE)
+    (folder / "memory").touch()
+    os.truncate(folder / "memory", 4 << 20)
+    manifest = {"identity": shape().identity(), "cpu": "max", "device_crc32": zlib.crc32(STATE)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_a_template_is_found(saved: Path) -> None:
+    template = load_template(str(saved.parent), shape())
+    assert template is not None
+    assert (template.memory_file, template.state) == (str(saved / "memory"), STATE)
+    assert template.cpu == "max"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"qemu": "/bin/ls"},
+        {"machine": "q35"},
+        {"accel": "kvm"},
+        {"cpus": 2},
+        {"memory": 8},
+        {"guest_key": "other"},
+    ],
+    ids=str,
+)
+def test_a_template_of_another_shape_is_not(saved: Path, changes: dict[str, object]) -> None:
+    other = shape(**changes)
+    assert load_template(str(saved.parent), other) is None
+    saved.rename(saved.parent / other.directory_name())  # as if the checksums were the same
+    assert load_template(str(saved.parent), other) is None
+
+
+def cut(name: str, size: int) -> Callable[[Path], None]:
+    """Damage: a file cut to *size*."""
+    return lambda folder: os.truncate(folder / name, size)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        cut("device", 0),
+        cut("device", 500),
+        cut("memory", 1 << 20),
+        cut("memory", 5 << 20),
+        cut("manifest.json", 0),
+        cut("manifest.json", 20),
+        lambda folder: (folder / "device").write_bytes(STATE[::-1]),
+        lambda folder: (folder / "device").unlink(),
+        lambda folder: (folder / "memory").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
+    ],
+)
+def test_a_damaged_template_is_none(saved: Path, damage: Callable[[Path], object]) -> None:
+    damage(saved)
+    assert load_template(str(saved.parent), shape()) is None
+
+
+def test_templates_of_guests_out_of_use_are_removed(saved: Path) -> None:
+    root = str(saved.parent)
+    assert remove_unused(root, ["key"]) == []
+    (saved.parent / "damaged").mkdir()
+    (saved.parent / "damaged/manifest.json").write_text("{")
+    assert remove_unused(root, ["key"]) == ["damaged"]
+    assert remove_unused(root, ["other"]) == [saved.name]
+    assert list(saved.parent.iterdir()) == []
