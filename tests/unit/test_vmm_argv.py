@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
 from cloche.vmm.argv import Machine, cpu_models, kernel_cmdline, qemu_argv, quote
-import itertools
 
 COMMON: dict[str, Any] = {
     "qemu": "/usr/bin/qemu-system-x86_64",

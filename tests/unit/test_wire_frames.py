@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,6 @@ from hypothesis import strategies as st
 from cloche.base.errors import GuestError
 from cloche.wire import frames
 from cloche.wire.frames import CREDIT, DATA, EOF, EVENT, REPLY, REQUEST, Decoder, encode
-import itertools
 
 _streams = st.integers(1, 2**32 - 1)
 _frames = st.one_of(

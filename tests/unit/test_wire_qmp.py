@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.wire import qmp
-import itertools
 
 GREETING = {"QMP": {"version": {}, "capabilities": ["oob"]}}
 MESSAGES = [GREETING, {"return": {}}, {"event": "RESUME", "timestamp": {"seconds": 1}}]
