@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -84,7 +85,8 @@ def test_a_creation_that_is_killed_midway(
     while not path.exists() and process.poll() is None:
         pass  # a few ms at most; every pause would miss the moment
     for pid in victims(cloche, process.pid, victim):
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it was quicker than we
+            os.kill(pid, signal.SIGKILL)
     process.wait(20)
     if victim == "create":
         # Its supervisor notices, and gives up on a container that nobody waits for.

@@ -104,12 +104,16 @@ def start_now(context: Context, request: Request, *, pid_file: str = "") -> Crea
 def _note_signals(request: Request) -> None:
     """Keep what is sent from now on for the program: it runs before we can forward anything.
 
-    Not SIGINT: Ctrl-C ends a start that takes too long.
+    Not SIGINT: the supervisor hears Ctrl-C itself, and gives a start up or hands it on.
     """
 
     def note(number: int, _: object) -> None:
         request.early_signals.append(number)
 
+    def interrupted(_: int, __: object) -> None:
+        request.interrupted = True
+
+    _signal.signal(_signal.SIGINT, interrupted)
     for number in (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGUSR1, _signal.SIGUSR2):
         _signal.signal(number, note)
 
@@ -120,6 +124,8 @@ def _bring_up(context: Context, request: Request, verb: str) -> Created:
     except ConfigError:
         raise
     except ClocheError as error:
+        if request.interrupted:
+            raise KeyboardInterrupt from None
         error.message = f"{verb} failed: {error.message}"
         raise
     for warning in created.warnings:

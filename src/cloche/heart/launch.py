@@ -74,6 +74,7 @@ class Request:
         self.ends_with_caller = ends_with_caller
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
+        self.interrupted = False
         # Hooks have been run, so poststop hooks are due whatever comes.
         self.hooks_ran = False
         self.timings = Timings()

@@ -128,6 +128,7 @@ class Sandbox:
             steps.append(self.agent.call("network", network))
         created = container.create()
         steps.append(created)
+        self._listen(container)
         if self.request.at_once:
             steps.append(container.start())
         await self._in_time(*steps)
@@ -171,12 +172,16 @@ class Sandbox:
         if network is not None:
             await self.agent.call("network", network)
 
-    def _serve(self, container: Container) -> None:
-        from cloche.heart.control import ControlServer
+    def _listen(self, container: Container) -> None:
+        """From now on signals are the container's: its program may run before we hear of it."""
         from cloche.heart.signals import watch_signals
 
-        self.vm.exited.on_done(lambda _: self._vm_ended(container))
         watch_signals(self.loop, lambda number: self._on_signal(container, number))
+
+    def _serve(self, container: Container) -> None:
+        from cloche.heart.control import ControlServer
+
+        self.vm.exited.on_done(lambda _: self._vm_ended(container))
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
