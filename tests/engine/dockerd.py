@@ -7,6 +7,7 @@ vanish with the last process in them, and a dockerd that the machine itself runs
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -163,20 +164,58 @@ def _storage_driver(directory: Path) -> str:
 
 
 @contextlib.contextmanager
+def after_a_crash(engine: Dockerd, meanwhile: Callable[[], None]) -> Iterator[Dockerd]:
+    """Kill *engine*, and with it its containerd; start it again where it was, yield it, stop it.
+
+    *meanwhile* is called when it is dead.
+    """
+    with contextlib.ExitStack() as stack:
+        paths = [f"/proc/{engine.pid}/ns/{name}" for name in ("net", "mnt")]
+        namespaces = [stack.enter_context(open(path, "rb")).fileno() for path in paths]
+        mounts = os.readlink(f"/proc/{engine.pid}/ns/mnt")
+        stack.callback(_kill_left_over, mounts, engine.cgroup)
+        files = [
+            engine.directory / name for name in ("docker.pid", "exec/containerd/containerd.pid")
+        ]
+        pids = [int(file.read_text()) for file in files]
+        os.kill(engine.pid, signal.SIGKILL)
+        wait_until(lambda: not any(map(_is_alive, pids)), "dockerd and its containerd are dead")
+        # Their pids may be somebody else's by now, and dockerd would not start beside those.
+        for file in files:
+            file.unlink()
+        meanwhile()
+        process = stack.enter_context(
+            _running(engine.directory, engine.config, (), engine.cgroup, namespaces)
+        )
+        again = dataclasses.replace(engine, pid=process.pid)
+        _wait_for_api(again, process)
+        yield again
+
+
+@contextlib.contextmanager
 def _running(
-    directory: Path, config: Path, flags: Sequence[str], cgroup: str
+    directory: Path,
+    config: Path,
+    flags: Sequence[str],
+    cgroup: str,
+    namespaces: Sequence[int] = (),
 ) -> Iterator[subprocess.Popen[bytes]]:
     # exec keeps the pid through unshare and sh, so that the process's pid is dockerd's.
     script = 'ip link set lo up && exec dockerd "$@"'
     argv = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    if namespaces:
+        network, mount = namespaces
+        argv = ["nsenter", f"--net=/proc/self/fd/{network}", f"--mount=/proc/self/fd/{mount}"]
+        argv += ["--", "dockerd"]
     environment = {key: value for key, value in os.environ.items() if _is_kept(key)}
-    with open(directory / "dockerd.log", "wb") as log:
+    with open(directory / "dockerd.log", "ab") as log:
         process = subprocess.Popen(
             [*argv, "--config-file", str(config), *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
+            pass_fds=namespaces,
             env={**environment, "PATH": _PATH, "HOME": "/root"},
         )
     try:
@@ -231,6 +270,11 @@ def _kill_left_over(namespace: str, cgroup: str) -> None:
 
 def _processes(cgroup: Path) -> list[str]:
     return [pid for path in cgroup.rglob("cgroup.procs") for pid in path.read_text().split()]
+
+
+def parent_of(pid: int) -> int:
+    """The pid of the parent of *pid*."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _is_alive(pid: int) -> bool:
