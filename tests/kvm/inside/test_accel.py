@@ -16,8 +16,9 @@ def test_probe_chooses_kvm(tmp_path: Path) -> None:
 
 
 def test_ring0_loop_is_far_below_the_limit() -> None:
-    # Even where TCG emulates the virtualization, the loop runs as translated code.
-    assert time_ring0_loop(timeout=10) < PROBE_LIMIT_S / 4
+    # Even where TCG emulates the virtualization, the loop runs as translated code. The best of
+    # three, since the machine may let the outer VM wait.
+    assert min(time_ring0_loop(timeout=10) for _ in range(3)) < PROBE_LIMIT_S / 4
 
 
 def test_answer_of_another_boot_is_not_believed(tmp_path: Path) -> None:
