@@ -148,6 +148,17 @@ def test_none(docker: Docker) -> None:
     assert docker.run("--network", "none", IMAGE, "sh", "-c", script).output == "lo\n1"
 
 
+@pytest.mark.vm_only
+def test_host_network_is_left_alone(docker: Docker, host_server: str) -> None:
+    """``--network host`` gives a network of the VM's own: it reaches out, and takes nothing."""
+    before = subprocess.run(docker.engine.in_network("ip", "link"), capture_output=True, check=True)
+    script = f"ls /sys/class/net; ip -4 addr show eth0 | grep -c 10.0.2.15; {GET} {host_server}"
+    output = docker.run("--network", "host", IMAGE, "sh", "-c", script).output
+    assert output == "eth0\nlo\n1\nhost"
+    after = subprocess.run(docker.engine.in_network("ip", "link"), capture_output=True, check=True)
+    assert after.stdout == before.stdout
+
+
 def test_user_network_names(docker: Docker) -> None:
     """On a user-defined network names and aliases resolve through docker's 127.0.0.11."""
     network = docker.network()

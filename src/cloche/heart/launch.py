@@ -146,13 +146,26 @@ class Glance:
         self.cpus = cpu_limit(cpu.get("quota"), cpu.get("period"), cpu.get("cpus"))
         for namespace in linux.get("namespaces") or []:
             if namespace.get("type") == "network":
-                self.network = namespace.get("path") or NEW_NETWORK
+                self.network = _network(namespace.get("path") or "")
         hooks = config.get("hooks") or {}
         self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
         self.has_hooks = any(hooks.values())
         self.annotations = dict(config.get("annotations") or {})
         self.terminal = bool((config.get("process") or {}).get("terminal"))
         self.cgroups_path = str(linux.get("cgroupsPath") or "")
+
+
+def _network(path: str) -> str:
+    """The namespace at *path*; the host's has a path as well, if an engine's user asked for it."""
+    if not path:
+        return NEW_NETWORK
+    with suppress(OSError):  # who enters it will say what is wrong with it
+        named = os.stat(path)
+        for pid in ("self", "1"):
+            own = os.stat(f"/proc/{pid}/ns/net")
+            if (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino):
+                return HOST_NETWORK
+    return path
 
 
 def make_directory(request: Request) -> None:

@@ -21,9 +21,9 @@ class GuestNetwork:
         self._agent = agent
         self._dns: DnsRelay | None = None
 
-    def user_mode(self) -> dict[str, Any]:
+    def user_mode(self, resolv_conf: str) -> dict[str, Any]:
         """The `network` request for QEMU's user-mode network."""
-        return {**user_mode_network(), "dns_relay": []}
+        return {**user_mode_network(), "dns_relay": self._relay(resolv_conf)}
 
     def adopt(
         self, taps: list[Tap], resolv_conf: str, warnings: list[str]
@@ -36,10 +36,14 @@ class GuestNetwork:
         warnings += found.warnings
         if not found.interfaces:
             return None
+        return {**connect(found, taps), "dns_relay": self._relay(resolv_conf)}
+
+    def _relay(self, resolv_conf: str) -> list[str]:
+        """The name servers on loopback, which are answered for from now on."""
         servers = loopback_nameservers(resolv_conf)
         if servers:
             self._dns = DnsRelay(self._loop, servers, self._answer)
-        return {**connect(found, taps), "dns_relay": servers}
+        return servers
 
     def ask(self, fields: dict[str, Any]) -> None:
         """The guest has a DNS query; the fields of its event."""

@@ -33,6 +33,7 @@ DRAIN_TIMEOUT_S = 5.0
 # A guest must not keep us busy with these; engines note the first one only.
 OOM_INTERVAL_S = 1.0
 MAX_WARNINGS = 100
+NOT_THE_HOSTS = "network: a VM cannot share the host's: it has a user-mode network in its place"
 # msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
 # attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
 SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
@@ -158,7 +159,9 @@ class Sandbox:
 
         self.network = GuestNetwork(self.loop, self.agent)
         if not self.taps:
-            return self.network.user_mode()
+            if not self.request.user_network:
+                self.warnings.append(NOT_THE_HOSTS)
+            return self.network.user_mode(container.resolv_conf())
         return self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
 
     async def adopt_late(self, container: Container) -> None:
