@@ -41,11 +41,8 @@ def test_some_runs_at_once(cloche: Runtime, bundle: Bundle) -> None:
     assert cloche.leftovers() == []
 
 
-def test_an_idle_container_costs_little_memory(running: Container) -> None:
-    """All its host processes together, and the supervisor alone (KiB of PSS)."""
-    processes = [pid for pid, _ in host.processes(running.runtime.root)]
-    assert len(processes) == 2
-    total = sum(host.pss_kib(pid) for pid in processes)
-    assert total <= 80 << 10, f"{total} KiB"
+def test_a_supervisor_costs_little_memory(running: Container) -> None:
+    """At most 20 MiB of PSS. What QEMU costs is measured by the bench: others share its pages."""
     supervisor = host.pss_kib(running.pid)
     assert supervisor <= 20 << 10, f"{supervisor} KiB"
+    assert len(host.processes(running.runtime.root)) == 2
