@@ -110,3 +110,11 @@ def test_update_is_refused(docker: Docker) -> None:
     result = docker("update", "--cpus", "1", name, code=1)
     assert "update: not possible yet" in result.stderr
     assert docker.sh(name, "echo alive") == "alive"
+
+
+def test_update_of_restart_policy(docker: Docker) -> None:
+    """``update --restart`` works: docker tells the runtime that no limit changes."""
+    name = docker.start("--memory", "96m", IMAGE, "sleep", "1000")
+    docker("update", "--restart", "on-failure:3", name)
+    policy = docker.inspect(name)["HostConfig"]["RestartPolicy"]
+    assert policy == {"Name": "on-failure", "MaximumRetryCount": 3}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cloche.base.errors import ClocheError
+import sys
+
+from cloche.base import fastjson
+from cloche.base.errors import ClocheError, ConfigError
 from cloche.cli.flags import Verb
 
 TYPE_CHECKING = False
@@ -19,8 +22,27 @@ INSTEAD = {
 
 
 def update(context: Context, args: list[str]) -> int:
-    """`cloche update`."""
+    """`cloche update`; that nothing changes is not an error.
+
+    docker asks for just that, with a value of 0 for each limit, whenever a restart policy changes.
+    """
+    if args[:2] == ["--resources", "-"] and _is_empty(_resources()):
+        return 0
     raise _not_yet("update", args)
+
+
+def _resources() -> object:
+    try:
+        return fastjson.loads(sys.stdin.buffer.read())
+    except ValueError as error:
+        raise ConfigError(f"--resources: {error}") from None
+
+
+def _is_empty(value: object) -> bool:
+    """Whether nothing is said in it: 0, "" and null stand for "as it is"."""
+    if isinstance(value, dict):
+        return all(_is_empty(part) for part in value.values())
+    return not value
 
 
 def events(context: Context, args: list[str]) -> int:
