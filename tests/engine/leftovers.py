@@ -16,9 +16,11 @@ def _processes_of(container_id: str) -> list[str]:
         try:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             cgroup = (entry / "cgroup").read_text()
+            # Ended, but not reaped: not every machine has a first process that does that.
+            is_zombie = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if container_id in command + cgroup:
+        if not is_zombie and container_id in command + cgroup:
             found.append(f"{entry.name}: {command}")
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from .client import Docker
@@ -50,6 +52,16 @@ def test_memory_hog_among_others(docker: Docker) -> None:
     script = f"{EAT}; echo survived-$?"
     result = docker.run("--memory", "48m", IMAGE, "sh", "-c", script)
     assert result.output == "survived-137"
+
+
+def test_oom_score_adj(docker: Docker) -> None:
+    """``--oom-score-adj`` holds in the container, and for what stands for it on the host."""
+    name = docker.start("--oom-score-adj", "321", IMAGE, "sleep", "1000")
+    assert docker.sh(name, "cat /proc/1/oom_score_adj") == "321"
+    pid = docker.state(name)["Pid"]
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    for process in (pid, *children):
+        assert Path(f"/proc/{process}/oom_score_adj").read_text().strip() == "321"
 
 
 def test_process_limit(docker: Docker) -> None:

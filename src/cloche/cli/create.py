@@ -104,7 +104,7 @@ def start_now(context: Context, request: Request, *, pid_file: str = "") -> Crea
 def _note_signals(request: Request) -> None:
     """Keep what is sent from now on for the program: it runs before we can forward anything.
 
-    Not SIGINT: the supervisor hears Ctrl-C itself, and gives a start up or hands it on.
+    SIGINT gives the start up, until the supervisor hears a terminal's Ctrl-C for the program.
     """
 
     def note(number: int, _: object) -> None:
@@ -112,6 +112,8 @@ def _note_signals(request: Request) -> None:
 
     def interrupted(_: int, __: object) -> None:
         request.interrupted = True
+        if not request.is_listening:
+            raise KeyboardInterrupt
 
     _signal.signal(_signal.SIGINT, interrupted)
     for number in (_signal.SIGTERM, _signal.SIGHUP, _signal.SIGUSR1, _signal.SIGUSR2):

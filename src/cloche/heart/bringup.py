@@ -17,6 +17,7 @@ from cloche.host import cgroup
 from cloche.model.state import OCI_VERSION
 from cloche.vmm.shape import host_limit
 
+SIGINT = 2  # signal proper imports enum, 5 ms
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -64,8 +65,12 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             channel.send({"event": "hooks done"})
         elif event == "error":
             raise ClocheError(message["message"], hint=message["hint"])
+        elif event == "listening":
+            request.is_listening = True
         else:
             channel.close()
+            if request.interrupted and not message["interrupted"]:
+                request.early_signals.append(SIGINT)  # sent to us alone, not by a terminal
             return Created(pid, message["warnings"], message["timings"])
 
 

@@ -75,6 +75,8 @@ class Request:
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
         self.interrupted = False
+        # The supervisor hands signals on, instead of ending of them.
+        self.is_listening = False
         # Hooks have been run, so poststop hooks are due whatever comes.
         self.hooks_ran = False
         self.timings = Timings()
@@ -121,6 +123,7 @@ class Glance:
         self.has_hooks = False
         self.annotations: dict[str, str] = {}
         self.terminal = False
+        self.oom_score_adj: int | None = None
         self.cgroups_path = ""
         try:
             with open(path, "rb") as file:
@@ -151,7 +154,9 @@ class Glance:
         self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
         self.has_hooks = any(hooks.values())
         self.annotations = dict(config.get("annotations") or {})
-        self.terminal = bool((config.get("process") or {}).get("terminal"))
+        process = config.get("process") or {}
+        self.terminal = bool(process.get("terminal"))
+        self.oom_score_adj = process.get("oomScoreAdj")
         self.cgroups_path = str(linux.get("cgroupsPath") or "")
 
 

@@ -30,9 +30,16 @@ class Parent:
         """Completes once the hooks of the runtime namespace have run; fails if `create` ends."""
         return self._hooks
 
-    def created(self, warnings: list[str], marks: list[tuple[str, int]]) -> None:
-        """The container exists; `create` may return."""
-        self._send({"event": "created", "warnings": warnings, "timings": marks})
+    def listening(self) -> None:
+        """Signals are the program's from now on; until then Ctrl-C gives the start up."""
+        self._send({"event": "listening"})
+
+    def created(
+        self, warnings: list[str], marks: list[tuple[str, int]], *, interrupted: bool
+    ) -> None:
+        """The container exists; `create` may return. *interrupted*: SIGINT was heard here."""
+        message = {"event": "created", "warnings": warnings, "timings": marks}
+        self._send({**message, "interrupted": interrupted})
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._open:

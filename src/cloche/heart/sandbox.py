@@ -66,6 +66,7 @@ class Sandbox:
         self.network: GuestNetwork | None = None
         self._numbers = 0
         self._next_oom = 0.0
+        self._interrupted = False
 
     def next_number(self) -> int:
         """A number never given before in this sandbox."""
@@ -85,7 +86,9 @@ class Sandbox:
         await self._create(container, steps)
         self._serve(container)
         container.save(RUNNING if self.request.at_once else CREATED)
-        self.parent.created(self.warnings, self.request.timings.marks)
+        self.parent.created(
+            self.warnings, self.request.timings.marks, interrupted=self._interrupted
+        )
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
         gc.enable()
@@ -180,6 +183,7 @@ class Sandbox:
         from cloche.heart.signals import watch_signals
 
         watch_signals(self.loop, lambda number: self._on_signal(container, number))
+        self.parent.listening()
 
     def _serve(self, container: Container) -> None:
         from cloche.heart.control import ControlServer
@@ -198,6 +202,7 @@ class Sandbox:
             self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 
     def _on_signal(self, container: Container, number: int) -> None:
+        self._interrupted |= number == signal.SIGINT
         if number == signal.SIGWINCH:
             container.init.resize(*container.init.size)
         else:

@@ -67,6 +67,10 @@ def _enter(request: Request) -> tuple[Share, list[Tap]]:
         os.setsid()
     if request.ends_with_caller:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)  # the channel tells if it is gone already
+    if request.glance.oom_score_adj is not None:
+        # Engines protect themselves, and what they start, from the host's OOM killer.
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write(str(request.glance.oom_score_adj))
     has_network = _enter_network(request)
     share = Share(os.path.join(request.directory, "share"))
     share.enter()
