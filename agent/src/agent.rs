@@ -210,7 +210,7 @@ impl Agent {
             Request::Signal(plan) => self.signal(plan)?,
             Request::Resize(plan) => self.resize(plan)?,
             Request::Freeze(plan) => return self.freeze(number, plan),
-            Request::CgroupWrite(plan) => self.container(plan.id)?.cgroup.write(&plan.values)?,
+            Request::CgroupWrite(plan) => self.cgroup_write(plan)?,
             Request::CgroupRead(plan) => return self.cgroup_read(number, plan),
             Request::Delete(plan) => return self.delete(number, plan.id),
             Request::Sync(_) => {

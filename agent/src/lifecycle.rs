@@ -5,7 +5,9 @@ use alloc::vec::Vec;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{CgroupRead, Container as Plan, Exec, Freeze, Resize, Signal};
+use cloche_agent::messages::{
+    CgroupRead, CgroupWrite, Container as Plan, Exec, Freeze, Resize, Signal,
+};
 use linux_raw_sys::general as raw;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
@@ -252,6 +254,13 @@ impl Agent {
         for (number, _) in done {
             self.reply(number, |writer| writer.nil());
         }
+    }
+
+    pub fn cgroup_write(&mut self, plan: &CgroupWrite) -> Outcome<()> {
+        let index = self.index_of(plan.id)?;
+        let container = &mut self.containers[index];
+        container.cgroup.write(&plan.values)?;
+        container.watch_memory(&self.poll, &plan.values).step("cgroup", "memory.events")
     }
 
     pub fn cgroup_read(&mut self, number: u64, plan: &CgroupRead) -> Outcome<Answer> {

@@ -115,13 +115,34 @@ def test_stats_shows_limit(docker: Docker, runtime: str) -> None:
     assert float(cpu.rstrip("%")) > 10
 
 
+def test_update(docker: Docker) -> None:
+    """``update`` changes the limits of a running container at once."""
+    name = docker.start("--memory", "96m", "--cpus", "1.5", IMAGE, "sleep", "1000")
+    docker("update", "--memory", "64m", "--memory-swap", "64m", "--cpus", "0.5", name)
+    docker("update", "--cpu-shares", "512", name)
+    memory = docker.sh(name, _either("memory.max", "memory/memory.limit_in_bytes"))
+    quota = _either("cpu.max", "cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    shares = docker.sh(name, _either("cpu.weight", "cpu/cpu.shares"))
+    assert memory == str(64 * MIB)
+    assert docker.sh(name, quota).split() == ["50000", "100000"]
+    assert shares in ("20", "512")
+
+
+def test_update_of_processes(docker: Docker) -> None:
+    """``update --pids-limit`` bounds the processes of a running container."""
+    name = docker.start(IMAGE, "sleep", "1000")
+    docker("update", "--pids-limit", "25", name)
+    assert docker.sh(name, _either("pids.max", "pids/pids.max")) == "25"
+
+
 @pytest.mark.vm_only
-def test_update_is_refused(docker: Docker) -> None:
-    """``update`` of limits is not possible yet; docker says so, and the container runs on."""
+def test_update_beyond_the_vm(docker: Docker) -> None:
+    """What the VM has no room for is refused; docker says so, and the container runs on."""
     name = docker.start("--memory", "96m", IMAGE, "sleep", "1000")
-    result = docker("update", "--cpus", "1", name, code=1)
-    assert "update: not possible yet" in result.stderr
-    assert docker.sh(name, "echo alive") == "alive"
+    result = docker("update", "--memory", "1g", "--memory-swap", "1g", name, code=1)
+    assert "do not fit into the VM, which has" in result.stderr
+    assert "160 MiB" in result.stderr
+    assert docker.sh(name, "cat /sys/fs/cgroup/memory.max") == str(96 * MIB)
 
 
 def test_update_of_restart_policy(docker: Docker) -> None:

@@ -1,11 +1,8 @@
-"""`update`, `events`, `checkpoint`, `restore`: runc's verbs that cloche knows and cannot do yet."""
+"""`events`, `checkpoint`, `restore`: runc's verbs that cloche knows and cannot do yet."""
 
 from __future__ import annotations
 
-import sys
-
-from cloche.base import fastjson
-from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.errors import ClocheError
 from cloche.cli.flags import Verb
 
 TYPE_CHECKING = False
@@ -14,35 +11,10 @@ if TYPE_CHECKING:
 
 # verb: what to do without it
 INSTEAD = {
-    "update": "make the container anew with the limits that it needs",
     "events": "the engine's own `stats` and `events` work",
     "checkpoint": "stop the container, its files stay as they are",
     "restore": "create the container anew from its bundle",
 }
-
-
-def update(context: Context, args: list[str]) -> int:
-    """`cloche update`; that nothing changes is not an error.
-
-    docker asks for just that, with a value of 0 for each limit, whenever a restart policy changes.
-    """
-    if args[:2] == ["--resources", "-"] and _is_empty(_resources()):
-        return 0
-    raise _not_yet("update", args)
-
-
-def _resources() -> object:
-    try:
-        return fastjson.loads(sys.stdin.buffer.read())
-    except ValueError as error:
-        raise ConfigError(f"--resources: {error}") from None
-
-
-def _is_empty(value: object) -> bool:
-    """Whether nothing is said in it: 0, "" and null stand for "as it is"."""
-    if isinstance(value, dict):
-        return all(_is_empty(part) for part in value.values())
-    return not value
 
 
 def events(context: Context, args: list[str]) -> int:

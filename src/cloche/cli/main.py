@@ -32,7 +32,7 @@ VERBS = {
     "pause": ("lifecycle", "pause", "freeze a container"),
     "resume": ("lifecycle", "resume", "let a paused container go on"),
     "delete": ("lifecycle", "delete", "remove a container"),
-    "update": ("later", "update", "change a container's limits: not possible yet"),
+    "update": ("update", "update", "change a container's limits"),
     "events": ("later", "events", "watch a container: not possible yet"),
     "checkpoint": ("later", "checkpoint", "save a running container: not possible yet"),
     "restore": ("later", "restore", "restore a saved container: not possible yet"),

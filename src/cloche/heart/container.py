@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cloche.base.loop import Future
     from cloche.heart.launch import Request
     from cloche.heart.sandbox import Sandbox
+    from cloche.model.oci_linux import Resources
 
 IMAGE_ROOT = "/run/image"
 IMAGE_SCRATCH = "/run/scratch"
@@ -36,6 +37,7 @@ class Container:
         self.request = request
         self.id = request.id
         self.config: Config
+        self.resources: Resources  # as they are now, updates included
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
         self.paused_from = CREATED
@@ -44,6 +46,7 @@ class Container:
     def prepare(self) -> None:
         """Parse config.json, bind what it shares, compile the plan. Raises ConfigError."""
         self.config = load_config(self.request.glance.path)
+        self.resources = self.config.linux.resources
         if self.config.process.terminal and not (
             self.request.console_socket or self.request.foreground
         ):

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import StateError
-from cloche.model.oci import load_process
+from cloche.model.oci import load_process, load_resources
 from cloche.model.state import CREATED, PAUSED, RUNNING
 from cloche.wire.messages import AgentError
 
@@ -115,6 +115,15 @@ async def processes(
     return found
 
 
+async def update(connection: Connection, request: dict[str, Any], fds: list[int]) -> list[str]:
+    """Change the container's limits; warnings about what cannot be had."""
+    from cloche.heart import resources
+
+    container = _container(connection, request)
+    wanted = load_resources(json.dumps(request["resources"]).encode())
+    return await resources.update(container, wanted)
+
+
 OPERATIONS: dict[str, Operation] = {
     "start": start,
     "kill": kill,
@@ -122,4 +131,5 @@ OPERATIONS: dict[str, Operation] = {
     "pause": pause,
     "resume": resume,
     "ps": processes,
+    "update": update,
 }

@@ -57,6 +57,7 @@ class Sandbox:
         self.share = share
         self.taps = taps
         self.memory_mib = 0
+        self.cpus = 0
         self.warnings: list[str] = []
         self.agent = Agent(vm, self._on_event)
         self.containers: dict[str, Container] = {}

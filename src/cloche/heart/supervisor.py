@@ -46,6 +46,7 @@ def supervise(request: Request, channel_fd: int) -> int:
         sandbox = Sandbox(loop, request, vm, share, taps, channel)
         sandbox.warnings += warnings
         sandbox.memory_mib = shape.memory
+        sandbox.cpus = shape.cpus
         status: int = loop.run_until(loop.start(sandbox.run()))
     except ClocheError as error:
         channel.send({"event": "error", "message": error.message, "hint": error.hint})

@@ -61,13 +61,13 @@ def _memory(memory: Memory) -> list[tuple[str, str]]:
     return values
 
 
-def swap_max(memory: Memory) -> int | None:
+def swap_max(memory: Memory, root: str = RESOURCES) -> int | None:
     """cgroup v2's limit of swap alone, from the specification's limit of memory and swap together.
 
     None: not set; -1: unlimited. ConfigError when the two limits do not fit together.
     """
     limit, swap = memory.limit or 0, memory.swap or 0
-    path = f"{RESOURCES}.memory.swap"
+    path = f"{root}.memory.swap"
     if swap == 0:
         # Unlimited memory without a word on swap means unlimited swap, as with cgroup v1.
         return -1 if limit < 0 else None
@@ -95,34 +95,34 @@ def _cpu(cpu: CPU) -> list[tuple[str, str]]:
     return values
 
 
-def check_resources(resources: Resources) -> None:
-    """ConfigError for values that no cgroup takes."""
-    swap_max(resources.memory)
+def check_resources(resources: Resources, path: str = RESOURCES) -> None:
+    """ConfigError for values that no cgroup takes; *path* is the JSON path of *resources*."""
+    swap_max(resources.memory, path)
     cpu = resources.cpu
     for name, text in (("cpus", cpu.cpus), ("mems", cpu.mems)):
         try:
             parse_cpus(text or "0")
         except ValueError as error:
-            refuse(f"{RESOURCES}.cpu.{name}", f"{error}, got {quoted(text)}")
+            refuse(f"{path}.cpu.{name}", f"{error}, got {quoted(text)}")
     if cpu.idle not in (None, 0, 1):
-        refuse(f"{RESOURCES}.cpu.idle", f"expected 0 or 1, got {cpu.idle}")
+        refuse(f"{path}.cpu.idle", f"expected 0 or 1, got {cpu.idle}")
     # The kernel's own bounds (max_bw_runtime, min_cfs_quota_period in kernel/sched/core.c).
     if cpu.period and not 1_000 <= cpu.period <= 1_000_000:
-        refuse(f"{RESOURCES}.cpu.period", f"expected 1000 to 1000000 µs, got {cpu.period}")
+        refuse(f"{path}.cpu.period", f"expected 1000 to 1000000 µs, got {cpu.period}")
     if cpu.quota is not None and 0 < cpu.quota < 1_000:
-        refuse(f"{RESOURCES}.cpu.quota", f"expected at least 1000 µs, got {cpu.quota}")
+        refuse(f"{path}.cpu.quota", f"expected at least 1000 µs, got {cpu.quota}")
     for name, value in resources.unified.items():
-        path = f"{RESOURCES}.unified"
+        here = f"{path}.unified"
         # A name with a slash would lead out of the container's cgroup.
         if "/" in name or "." not in name.strip("."):
-            refuse(path, f"expected names of files like memory.high, got {quoted(name)}")
+            refuse(here, f"expected names of files like memory.high, got {quoted(name)}")
         if name.startswith("cgroup."):
-            refuse(path, f"{quoted(name)} belongs to the runtime")
+            refuse(here, f"{quoted(name)} belongs to the runtime")
         if not value:
-            refuse(path, f"{quoted(name)} has no value")
+            refuse(here, f"{quoted(name)} has no value")
 
 
-def resource_warnings(resources: Resources) -> list[str]:
+def resource_warnings(resources: Resources, path: str = RESOURCES) -> list[str]:
     """What is not carried out, in words."""
     memory, block, cpu = resources.memory, resources.block_io, resources.cpu
     no_v2 = "cgroup v2, which the guest has, knows no such limit"
@@ -152,7 +152,5 @@ def resource_warnings(resources: Resources) -> list[str]:
     ):
         found[f"blockIO.{name}"] = (bool(value), devices)
     return [
-        f"{RESOURCES}.{name}: not applied: {why}"
-        for name, (present, why) in found.items()
-        if present
+        f"{path}.{name}: not applied: {why}" for name, (present, why) in found.items() if present
     ]

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 
 from cloche.base.errors import ConfigError
 from cloche.model import validate
-from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux
+from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux, Resources
 from cloche.model.problems import quoted, refuse
 
 
@@ -156,7 +156,7 @@ class Config(Struct, frozen=True, rename="camel"):
     zos: dict[str, object] | None = None
 
 
-T = TypeVar("T", Config, Process)
+T = TypeVar("T", Config, Process, Resources)
 
 
 def load_config(path: str) -> Config:
@@ -193,6 +193,11 @@ def load_process(data: bytes, name: str) -> Process:
     except ConfigError as error:
         raise ConfigError(f"{name}: {error.message}", hint=error.hint) from None
     return process
+
+
+def load_resources(data: bytes) -> Resources:
+    """linux.resources alone, as ``update`` takes it; ConfigError, `$` being its root."""
+    return _convert(data, Resources)
 
 
 def _convert(data: bytes, kind: type[T]) -> T:

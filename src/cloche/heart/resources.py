@@ -1,0 +1,37 @@
+"""The limits of a running container: changed in the guest's cgroup."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloche.base.errors import StateError
+from cloche.model.cgroup import check_resources, resource_warnings
+from cloche.model.update import changes, check_room, exceeds_limit, merged
+from cloche.vmm.shape import GUEST_OVERHEAD, MIB
+
+if TYPE_CHECKING:
+    from cloche.heart.container import Container
+    from cloche.model.oci_linux import Resources
+
+
+async def update(container: Container, wanted: Resources) -> list[str]:
+    """Give *container* the limits *wanted* at once; returns warnings.
+
+    ConfigError, `$` being the resources, for what cannot be had in this VM.
+    """
+    sandbox, before = container.sandbox, container.resources
+    after = merged(before, wanted)
+    check_resources(after, "$")
+    room = (sandbox.memory_mib - GUEST_OVERHEAD) * MIB
+    check_room(before, after, room=room, cpus=sandbox.cpus)
+    values = changes(before, after)
+    if after.memory.check_before_update:
+        fields = {"id": container.id, "files": ["memory.current"]}
+        found = await sandbox.agent.call("cgroup_read", fields)
+        why = exceeds_limit(after, values, int(found["memory.current"] or 0))
+        if why:
+            raise StateError(why)
+    if values:
+        await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
+    container.resources = after
+    return resource_warnings(wanted, "$")
