@@ -91,9 +91,23 @@ def test_a_damaged_template_is_none(saved: Path, damage: Callable[[Path], object
 
 def test_templates_of_guests_out_of_use_are_removed(saved: Path) -> None:
     root = str(saved.parent)
-    assert remove_unused(root, ["key"]) == []
+    assert remove_unused(root, ["other", "key"], "/bin/sh") == []
     (saved.parent / "damaged").mkdir()
     (saved.parent / "damaged/manifest.json").write_text("{")
-    assert remove_unused(root, ["key"]) == ["damaged"]
-    assert remove_unused(root, ["other"]) == [saved.name]
+    assert remove_unused(root, ["key"], "/bin/sh") == ["damaged"]
+    assert remove_unused(root, ["other"], "/bin/sh") == [saved.name]
     assert list(saved.parent.iterdir()) == []
+
+
+def test_templates_of_another_qemu_are_removed(saved: Path) -> None:
+    root = str(saved.parent)
+    assert remove_unused(root, ["key"], "/bin/sh") == []
+    assert remove_unused(root, ["key"], "/bin/ls") == [saved.name]
+
+
+@pytest.mark.parametrize("index", [0, 1, 6], ids=["FORMAT", "QEMU as it was", "host CPU"])
+def test_templates_that_no_start_here_fits_are_removed(saved: Path, index: int) -> None:
+    manifest = json.loads((saved / "manifest.json").read_text())
+    manifest["identity"][index] += " before"
+    (saved / "manifest.json").write_text(json.dumps(manifest))
+    assert remove_unused(str(saved.parent), ["key"], "/bin/sh") == [saved.name]

@@ -108,6 +108,37 @@ def is_settled(cloche: Runtime, name: str) -> bool:
     return (cloche.root / name / "state.json").exists() or host.processes(cloche.root) == []
 
 
+@pytest.mark.parametrize("cleaner", ["delete", "run"])
+def test_a_start_that_is_killed_as_its_cgroup_is_made(
+    cloche: Runtime, bundle: Bundle, cleaner: str
+) -> None:
+    """There is no state file yet that could tell where the cgroup is."""
+    name = cloche.new_id()
+    bundle.linux["cgroupsPath"] = f"/cloche-tests/{name}"
+    bundle.config["hooks"] = {"prestart": [{"path": "/bin/sleep", "args": ["sleep", "5"]}]}
+    process = cloche.popen("run", "--bundle", bundle.save(), name)
+    wait_until(lambda: host.cgroups(name) != [], "the cgroup is there")
+    for pid in [process.pid, *victims(cloche, process.pid, "supervisor")]:
+        os.kill(pid, signal.SIGKILL)
+    process.wait(20)
+    wait_until(lambda: is_abandoned(cloche, name), "all its processes have ended")
+    assert host.cgroups(name) != []
+    if cleaner == "delete":
+        cloche("delete", "--force", name)
+    else:
+        del bundle.config["hooks"], bundle.linux["cgroupsPath"]
+        bundle.args("echo", "ran").save()
+        assert cloche("run", "--bundle", bundle.path, name).output == "ran"
+    assert cloche.leftovers() == []
+
+
+def is_abandoned(cloche: Runtime, name: str) -> bool:
+    """Whether no process is left, the directory is, and there is no container."""
+    directory = cloche.root / name
+    gone = host.processes(cloche.root) == [] and directory.is_dir()
+    return gone and not (directory / "state.json").exists()
+
+
 def test_a_killed_creation_of_a_cold_vm(cloche: Runtime, bundle: Bundle) -> None:
     cloche.env["CLOCHE_TEMPLATE"] = "off"
     name = cloche.new_id()

@@ -88,6 +88,20 @@ def test_a_qemu_that_fails(cloche: Runtime, bundle: Bundle, folder: Path) -> Non
     assert "QEMU: no such machine" in message
 
 
+@pytest.mark.parametrize("template", ["on", "off"])
+def test_a_qemu_that_cannot_be_executed(
+    cloche: Runtime, data_root: Path, bundle: Bundle, folder: Path, template: str
+) -> None:
+    """Said as it is, not as a template that could not be saved or a guest that does not boot."""
+    program = folder / "qemu"
+    program.write_text("#!/does/not/exist\n")
+    program.chmod(0o755)
+    cloche.env |= {"CLOCHE_QEMU": str(program), "CLOCHE_TEMPLATE": template}
+    message = failure(cloche, bundle)
+    assert "VM: QEMU was not executed: cannot start QEMU: exec: [Errno 2]" in message
+    assert "milestone" not in message
+
+
 @pytest.mark.parametrize("key", ["machine", "accel", "template"])
 def test_a_setting_that_cannot_be(cloche: Runtime, bundle: Bundle, key: str) -> None:
     cloche.env[f"CLOCHE_{key.upper()}"] = "what"

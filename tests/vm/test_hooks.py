@@ -212,3 +212,71 @@ def test_hooks_may_set_up_the_network(cloche: Runtime, bundle: Bundle) -> None:
     bundle.config["hooks"] = {"createRuntime": [hook(script)]}
     result = cloche.run(bundle.sh("ip -o -4 addr show; ip route"))
     assert "10.99.0.2/24" in result.output
+
+
+def test_a_failing_poststart_hook_ends_the_container(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["hooks"] = {"poststart": [hook("exit 5")]}
+    container = cloche.create(bundle)
+    assert "hooks.poststart[0] /bin/sh: exit status 5" in cloche.fails("start", container.id)
+    container.wait()
+    assert container.status == "stopped"
+    message = cloche.fails("run", "--bundle", bundle.path, cloche.new_id())
+    assert "hooks.poststart[0]" in message
+
+
+def test_every_poststop_hook_runs_and_failures_are_warnings(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    hooks = [hook("echo sorry >&2; exit 1"), hook("sleep 100", timeout=1)]
+    bundle.config["hooks"] = {"poststop": [*hooks, hook(f"touch {record}/third")]}
+    cloche.run(bundle.args("true"))
+    assert (record / "third").exists()
+    told = [each for each in cloche.messages("warning") if "hooks.poststop" in each]
+    assert "hooks.poststop[0] /bin/sh: exit status 1: sorry" in told[0]
+    assert "hooks.poststop[1] /bin/sh: no end after 1" in told[1]
+
+
+def test_later_changes_of_the_config_do_not_matter(
+    cloche: Runtime, bundle: Bundle, record: Path
+) -> None:
+    kinds = ("poststart", "poststop")
+    bundle.config["hooks"] = {kind: [hook(f"touch {record}/{kind}")] for kind in kinds}
+    container = cloche.create(bundle.args("true"))
+    bundle.config["hooks"] = {kind: [hook(f"touch {record}/wrong")] for kind in kinds}
+    bundle.save()
+    container.start()
+    container.wait()
+    (bundle.path / "config.json").unlink()
+    cloche("delete", container.id)
+    assert sorted(path.name for path in record.iterdir()) == sorted(kinds)
+
+
+def test_what_a_hook_is_given_is_as_under_runc(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, record: Path
+) -> None:
+    """Folder, environment, arguments and the keys of the state of those that run on the host.
+
+    runc runs poststart hooks before `start`, with the status that they then have; the pid of its
+    createContainer hooks is that inside the container; and it gives a hook without env its own.
+    """
+    tell = "pwd; env | grep -v -e ^_ -e ^SHLVL -e ^OLDPWD | sort; echo $0 $1; cat"
+    kinds = ("prestart", "createRuntime", "poststart", "poststop")
+
+    def told(runtime: Runtime) -> dict[str, list[str]]:
+        for kind in kinds:
+            each = hook(f"{{ {tell}; }} >{record}/{kind}", env=["A=b c", "PATH=/bin:/usr/bin"])
+            each["args"] += ["name", "argument"]
+            bundle.config["hooks"] = {**bundle.config.get("hooks", {}), kind: [each]}
+        runtime.run(bundle.args("true"))
+        found = {}
+        for kind in kinds:
+            *lines, state = (record / kind).read_text().splitlines()
+            found[kind] = [
+                *lines,
+                *sorted(key for key, value in json.loads(state).items() if value),
+            ]
+        return found
+
+    ours, theirs = told(cloche), told(runc)
+    assert ours["prestart"][0] == str(bundle.path)
+    assert ours == theirs

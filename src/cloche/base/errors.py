@@ -46,5 +46,9 @@ class GuestError(ClocheError):
     """The guest answered with an error, or with something that is not the protocol."""
 
 
+class LaunchError(ClocheError):
+    """QEMU could not even be executed: nothing that another boot or template would change."""
+
+
 class BootError(ClocheError):
     """The VM did not come up; the message carries milestone, console tail and QEMU's stderr."""

@@ -29,6 +29,8 @@ MS_SLAVE = 0x80000
 
 MNT_DETACH = 0x2
 
+EINVAL = 22  # errno proper is one more module to import
+
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
@@ -67,6 +69,31 @@ def mount(source: str, target: str, fstype: str = "", flags: int = 0, data: str 
         ),
         target,
     )
+
+
+def follow_host_mounts() -> None:
+    """Let mounts of the namespace that this one was copied from arrive here, and none go back.
+
+    In a chroot whose / is no mount point mount(2) cannot name the mount that it is part of;
+    entering the namespace leaves the chroot for as long as it takes (setns(2)).
+    """
+    try:
+        mount("", "/", flags=MS_REC | MS_SLAVE)
+        return
+    except OSError as error:
+        if error.errno != EINVAL:
+            raise
+    here, root = (os.open(path, os.O_PATH | os.O_CLOEXEC) for path in (".", "/"))
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        setns(own, CLONE_NEWNS)
+        mount("", "/", flags=MS_REC | MS_SLAVE)
+        os.fchdir(root)
+        os.chroot(".")
+        os.fchdir(here)
+    finally:
+        for fd in (here, root, own):
+            os.close(fd)
 
 
 def umount(target: str, flags: int = 0) -> None:

@@ -80,7 +80,7 @@ def run(context: Context, args: list[str]) -> int:
         return 0
     from cloche.cli.foreground import follow
 
-    return follow(request, created.pid, keep=flags.on("keep"))
+    return follow(request, created.pid, context.log, keep=flags.on("keep"))
 
 
 def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:
@@ -90,13 +90,13 @@ def start_now(context: Context, request: Request, *, pid_file: str = "") -> Crea
     created = _bring_up(context, request, "run")
     _write_pid_file(pid_file, created)
     write_timings(context, created)
-    if request.glance.has_hooks:
+    if "poststart" in request.glance.hooks:
         from cloche.cli.lifecycle import remove, run_poststart
 
         try:
             run_poststart(load_state(request.root, request.id))
         except ClocheError:
-            remove(request.root, request.id, force=True)
+            remove(request.root, request.id, force=True, log=context.log)
             raise
     return created
 

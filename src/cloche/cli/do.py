@@ -80,7 +80,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
         created = start_now(context, request)
         from cloche.cli.foreground import follow
 
-        return follow(request, created.pid, keep=False)
+        return follow(request, created.pid, context.log, keep=False)
     finally:
         shutil.rmtree(bundle, ignore_errors=True)
         os.close(held)

@@ -12,6 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cloche.cli.log import Log
     from cloche.heart.launch import Request
 
 # Signals that a terminal sends to the whole foreground group: the supervisor gets them itself.
@@ -39,14 +40,14 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
         restore(0, before)
 
 
-def follow(request: Request, pid: int, *, keep: bool) -> int:
+def follow(request: Request, pid: int, log: Log, *, keep: bool) -> int:
     """Wait for the container's end, forward signals until then; returns its exit code."""
     with raw_terminal(request.glance.terminal):
         code = _wait(pid, request.early_signals)
     if not keep:
         from cloche.cli.lifecycle import remove
 
-        remove(request.root, request.id, force=True)
+        remove(request.root, request.id, force=True, log=log)
     return code
 
 

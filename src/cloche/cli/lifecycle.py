@@ -18,6 +18,7 @@ from cloche.model.state import CREATED, STOPPED, State, check_id, load_state
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from cloche.cli.log import Log
     from cloche.cli.main import Context
 
 START = Verb("start ID", "Run the program of a created container.")
@@ -40,25 +41,26 @@ END_TIMEOUT_MS = 10_000
 def start(context: Context, args: list[str]) -> int:
     """`cloche start`."""
     _, container_id = START.one_id(args)
-    run_created(context.root, container_id)
-    return 0
-
-
-def run_created(root: str, container_id: str) -> None:
-    """Run the program of a created container, then the poststart hooks."""
-    state = load_state(root, container_id)
+    state = load_state(context.root, container_id)
     _check_alive(state, "start")
     ask(state, "start")
-    run_poststart(state)
+    try:
+        run_poststart(state)
+    except ClocheError:
+        # As runc: a container that is not set up must not run (runtime.md, lifecycle step 9).
+        end_supervisor(state)
+        raise
+    return 0
 
 
 def run_poststart(state: State) -> None:
     """Run the poststart hooks of a container whose program runs now."""
-    if state.fields.get("hooks"):
-        from cloche.heart.hooks import hooks_of, run_hooks
+    if hooks := state.fields.get("hooks"):
+        from cloche.heart.hooks import run_hooks
 
-        running = {**state.oci(), "status": "running"}
-        run_hooks(hooks_of(state.fields["bundle"]), "poststart", running)
+        # As it was when the program began; a short one has ended by now.
+        then = {**state.oci(), "status": "running", "pid": int(state.fields["pid"])}
+        run_hooks(hooks, "poststart", then)
 
 
 def _check_alive(state: State, verb: str) -> None:
@@ -110,12 +112,15 @@ def resume(context: Context, args: list[str]) -> int:
 def delete(context: Context, args: list[str]) -> int:
     """`cloche delete`."""
     flags, container_id = DELETE.one_id(args)
-    remove(context.root, container_id, force=flags.on("force"))
+    remove(context.root, container_id, force=flags.on("force"), log=context.log)
     return 0
 
 
-def remove(root: str, container_id: str, *, force: bool) -> None:
-    """Remove a container; *force* kills it first and forgives that it does not exist."""
+def remove(root: str, container_id: str, *, force: bool, log: Log | None = None) -> None:
+    """Remove a container; *force* kills it first and forgives that it does not exist.
+
+    What its poststop hooks fail of goes to *log*.
+    """
     try:
         state = load_state(root, container_id)
     except NotFoundError:
@@ -140,8 +145,9 @@ def remove(root: str, container_id: str, *, force: bool) -> None:
         )
     end_supervisor(state)
     clear(root, container_id, "/" + str(state.fields.get("cgroup", "")))
-    if state.fields.get("hooks"):
-        _run_poststop(state)
+    for problem in _run_poststop(state):
+        if log is not None:
+            log.warning(problem)
 
 
 def end_supervisor(state: State) -> None:
@@ -186,10 +192,11 @@ def _await_end(pid: int) -> None:
         )
 
 
-def _run_poststop(state: State) -> None:
-    from cloche.heart.hooks import hooks_of, run_hooks
+def _run_poststop(state: State) -> list[str]:
+    """The container is gone whatever the hooks say (runtime.md, lifecycle step 13)."""
+    hooks = state.fields.get("hooks")
+    if not hooks:
+        return []
+    from cloche.heart.hooks import run_all_hooks
 
-    stopped = {**state.oci(), "status": STOPPED, "pid": 0}
-    # The container is gone whatever the hooks say (runtime.md, lifecycle step 13).
-    with suppress(ClocheError, OSError):
-        run_hooks(hooks_of(state.fields["bundle"]), "poststop", stopped)
+    return run_all_hooks(hooks, "poststop", {**state.oci(), "status": STOPPED, "pid": 0})

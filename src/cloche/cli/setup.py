@@ -115,7 +115,7 @@ def remove_unused(settings: Settings) -> list[str]:
     with build.setup_lock(data_root):
         removed = build.remove_unused(data_root)
         wanted = build.wanted_guests(data_root)
-        names = template_maker.remove_unused(settings.templates, wanted)
+        names = template_maker.remove_unused(settings.templates, wanted, settings.qemu)
     return [*removed, *(f"templates/{name}" for name in names)]
 
 

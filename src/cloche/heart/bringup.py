@@ -6,6 +6,7 @@ import os
 
 from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
+from cloche.heart.cleanup import note_cgroup
 from cloche.heart.launch import (
     Channel,
     Request,
@@ -77,15 +78,16 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
 def _join_cgroup(request: Request, pids: list[int]) -> None:
     """Move supervisor and QEMU to where the engine expects the container."""
     path = cgroup.relative_path(request.glance.cgroups_path, request.id)
+    note_cgroup(request.directory, path)
     cgroup.join(path, host_limit(request.memory_mib()), pids)
 
 
 def _run_host_hooks(request: Request, pid: int) -> None:
-    if not request.glance.has_hooks:
+    if not request.glance.hooks:
         return
-    from cloche.heart.hooks import hooks_of, run_hooks
+    from cloche.heart.hooks import run_hooks, sound_hooks
 
-    hooks = hooks_of(request.bundle)
+    hooks = sound_hooks(request.glance.hooks)
     state = hook_state(request, pid)
     request.hooks_ran = True
     run_hooks(hooks, "prestart", state)
@@ -97,11 +99,11 @@ def _run_poststop(request: Request, pid: int) -> None:
     """What the other hooks have set up is taken down again, whatever the creation failed of."""
     if not request.hooks_ran:
         return
-    from cloche.heart.hooks import hooks_of, run_hooks
+    from cloche.heart.hooks import run_all_hooks, sound_hooks
 
     state = {**hook_state(request, pid), "status": "stopped", "pid": 0}
-    with suppress(ClocheError, OSError):
-        run_hooks(hooks_of(request.bundle), "poststop", state)
+    # What they say is not told: the failure of the creation is, in one line.
+    run_all_hooks(sound_hooks(request.glance.hooks), "poststop", state)
 
 
 def hook_state(request: Request, pid: int) -> dict[str, Any]:

@@ -5,8 +5,16 @@ from __future__ import annotations
 import os
 
 from cloche.base.errors import ClocheError
+from cloche.base.files import read_text, write_atomically
 from cloche.base.quick import suppress
 from cloche.host import cgroup
+
+CGROUP_FILE = "cgroup"
+
+
+def note_cgroup(directory: str, path: str) -> None:
+    """Keep which cgroup is about to be made: a creation that is killed has no state file yet."""
+    write_atomically(os.path.join(directory, CGROUP_FILE), path.encode())
 
 
 def clear(root: str, container_id: str, cgroups_path: str) -> None:
@@ -15,9 +23,11 @@ def clear(root: str, container_id: str, cgroups_path: str) -> None:
     Mounts, network and taps went with the supervisor's namespaces. Nothing is removed
     recursively: what lies in the directory are files of ours, and an empty folder.
     """
-    with suppress(ClocheError):  # a path that cannot be one was never made
-        cgroup.remove(cgroup.relative_path(cgroups_path, container_id))
     directory = os.path.join(root, container_id)
+    noted = read_text(os.path.join(directory, CGROUP_FILE))
+    with suppress(ClocheError):  # a path that cannot be one was never made
+        for path in {"/" + noted if noted else cgroups_path, cgroups_path}:
+            cgroup.remove(cgroup.relative_path(path, container_id))
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
         path = os.path.join(directory, name)
         with suppress(OSError):

@@ -167,10 +167,18 @@ class Container:
             "rootfs": self.rootfs,
             "created": _rfc3339(now),
             "annotations": dict(self.config.annotations),
-            "hooks": self.request.glance.has_hooks,
+            "hooks": self._later_hooks(),
             "cgroup": self.host_cgroup,
         }
         self.state.save()
+
+    def _later_hooks(self) -> dict[str, Any]:
+        """The hooks that are due after the creation.
+
+        They are kept, since no later change of config.json may matter (runtime.md, Create).
+        """
+        hooks = self.request.glance.hooks
+        return {kind: hooks[kind] for kind in ("poststart", "poststop") if kind in hooks}
 
     def require(self, *statuses: str) -> None:
         """StateError unless the status is one of *statuses*."""

@@ -9,20 +9,19 @@ from time import monotonic
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
+from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 
-def hooks_of(bundle: str) -> dict[str, list[dict[str, Any]]]:
-    """The hooks of a bundle's config.json, by kind.
+def sound_hooks(hooks: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The hooks of a config that was only glanced at; none at all where one is malformed.
 
-    None at all where one is malformed: the first hooks run while the supervisor still parses the
-    config strictly, and it says what is wrong.
+    The first of them run while the supervisor still parses the config strictly, and it says what
+    is wrong.
     """
-    with open(os.path.join(bundle, "config.json"), "rb") as file:
-        hooks: dict[str, list[dict[str, Any]]] = json.load(file).get("hooks") or {}
     try:
         found = [hook for each in hooks.values() for hook in each or []]
         return hooks if all(_is_hook(hook) for hook in found) else {}
@@ -49,11 +48,25 @@ def run_hooks(
     that fails or takes too long raises ClocheError with its stderr.
     """
     for number, hook in enumerate(hooks.get(kind) or []):
-        _run_hook(f"hooks.{kind}[{number}]", hook, json.dumps(state).encode(), netns_of)
+        _run_hook(f"hooks.{kind}[{number}]", hook, state, netns_of)
 
 
-def _run_hook(name: str, hook: dict[str, Any], stdin: bytes, netns_of: int) -> None:
+def run_all_hooks(
+    hooks: dict[str, list[dict[str, Any]]], kind: str, state: dict[str, Any]
+) -> list[str]:
+    """Run all hooks of *kind* whatever the others do; returns what went wrong (poststop hooks)."""
+    problems = []
+    for number, hook in enumerate(hooks.get(kind) or []):
+        try:
+            _run_hook(f"hooks.{kind}[{number}]", hook, state, 0)
+        except (ClocheError, OSError) as error:
+            problems.append(str(error))
+    return problems
+
+
+def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], netns_of: int) -> None:
     path = hook["path"]
+    stdin = json.dumps(state).encode()
     # A file, not a pipe: nobody has to read it for us to go on.
     in_fd = os.memfd_create("hook-stdin", os.MFD_CLOEXEC)
     os.write(in_fd, stdin)
@@ -62,7 +75,7 @@ def _run_hook(name: str, hook: dict[str, Any], stdin: bytes, netns_of: int) -> N
     netns = os.open(f"/proc/{netns_of}/ns/net", os.O_RDONLY) if netns_of else -1
     pid = os.fork()
     if pid == 0:
-        _exec_hook(hook, in_fd, err_fd, netns)
+        _exec_hook(hook, state["bundle"], (in_fd, err_fd, netns))
     os.close(in_fd)
     if netns >= 0:
         os.close(netns)
@@ -78,8 +91,11 @@ def _run_hook(name: str, hook: dict[str, Any], stdin: bytes, netns_of: int) -> N
         raise ClocheError(f"{name} {path}: {cause}{': ' + errors if errors else ''}")
 
 
-def _exec_hook(hook: dict[str, Any], stdin: int, stderr: int, netns: int) -> None:
+def _exec_hook(hook: dict[str, Any], bundle: str, fds: tuple[int, int, int]) -> None:
+    stdin, stderr, netns = fds
     try:
+        with suppress(OSError):  # as with runc; after the end the bundle may be gone
+            os.chdir(bundle)
         os.dup2(stdin, 0)
         os.dup2(stderr, 1)
         os.dup2(stderr, 2)

@@ -120,7 +120,7 @@ class Glance:
         self.cpus: float | None = None
         self.network = HOST_NETWORK
         self.has_network_hooks = False
-        self.has_hooks = False
+        self.hooks: dict[str, list[dict[str, Any]]] = {}
         self.annotations: dict[str, str] = {}
         self.terminal = False
         self.oom_score_adj: int | None = None
@@ -152,7 +152,7 @@ class Glance:
                 self.network = _network(namespace.get("path") or "")
         hooks = config.get("hooks") or {}
         self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
-        self.has_hooks = any(hooks.values())
+        self.hooks = {kind: each for kind, each in hooks.items() if each}
         self.annotations = dict(config.get("annotations") or {})
         process = config.get("process") or {}
         self.terminal = bool(process.get("terminal"))
@@ -177,8 +177,13 @@ def make_directory(request: Request) -> None:
     """Claim the id: its directory must not exist yet."""
     try:
         os.makedirs(request.root, mode=0o700, exist_ok=True)
-        os.mkdir(request.directory, mode=0o700)
-    except FileExistsError:
+        try:
+            os.mkdir(request.directory, mode=0o700)
+        except FileExistsError:
+            _clear_abandoned(request)
+            os.mkdir(request.directory, mode=0o700)
+        _hold(request.directory)
+    except (FileExistsError, BlockingIOError):
         raise ClocheError(
             f"container with id {request.id} exists already",
             hint=f"cloche delete {request.id} removes it",
@@ -189,6 +194,25 @@ def make_directory(request: Request) -> None:
             f"{(error.strerror or '').lower()}",
             hint="cloche must run as root; --root names another place",
         ) from None
+
+
+def _hold(directory: str) -> None:
+    """Lock *directory* for as long as this process or the supervisor that it forks lives."""
+    import fcntl
+
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _clear_abandoned(request: Request) -> None:
+    """Remove what a creation under this id left that was killed before there was a container."""
+    if os.path.exists(os.path.join(request.directory, "state.json")):
+        return
+    with suppress(BlockingIOError):  # somebody is at it
+        _hold(request.directory)
+        from cloche.heart.cleanup import clear
+
+        clear(request.root, request.id, request.glance.cgroups_path)
 
 
 def fork_supervisor(request: Request, supervise: Callable[[Request, int], int]) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cloche.base.errors import BootError, ClocheError
+from cloche.base.errors import BootError, ClocheError, LaunchError
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent
 from cloche.guest.guest import guest_for, is_current
@@ -96,7 +96,7 @@ def _find_template(
 
     try:
         made = make_template(settings.templates, shape, boot_of(guest, shape))
-    except BootError:
+    except (BootError, LaunchError):
         raise
     except ClocheError as error:
         return None, [f"VM: cold boot: the template could not be saved: {error}"]

@@ -23,7 +23,7 @@ class Share:
     def enter(self) -> None:
         """Leave the host's mount namespace (mounts still arrive from it) and set the share up."""
         syscalls.unshare(syscalls.CLONE_NEWNS)
-        syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+        syscalls.follow_host_mounts()
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         # A tmpfs of our own: mount points made in it leave nothing behind on the host.
         syscalls.mount("cloche", self.directory, "tmpfs", data="mode=0755,size=1m")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIRST_FD = 3
+# Exit status of a child that could not become QEMU (as a shell's); its log says why.
+NOT_STARTED = 127
 
 
 def launch_qemu(argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bool) -> int:
@@ -48,22 +50,26 @@ def launch_qemu(argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bo
 
 def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int, huge_pages: bool) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
+    step = "processes and namespaces of its own"
     try:
+        os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         os.setsid()
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
         # Slave: bind mounts made below the share later still arrive here, none goes back.
-        syscalls.mount("", "/", flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+        syscalls.follow_host_mounts()
+        step = "privileges and descriptors"
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         if not huge_pages:
             syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
         _arrange_descriptors(fds, log_fd)
         os.chdir("/")
+        step = "exec"
         os.execve(argv[0], argv, qemu_environment())
     except BaseException as error:
-        os.write(log_fd, f"cannot start QEMU: {error}\n".encode())
+        os.write(2, f"cannot start QEMU: {step}: {error}\n".encode())
     finally:
-        os._exit(127)
+        os._exit(NOT_STARTED)
 
 
 def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:

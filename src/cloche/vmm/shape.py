@@ -8,6 +8,10 @@ from __future__ import annotations
 import os
 import zlib
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY = 2048
 # What the guest's kernel and agent need beside the container's own limit, MiB.
@@ -36,13 +40,11 @@ class Shape:
 
     def identity(self) -> list[str]:
         """All that a template depends on: a changed QEMU or host CPU makes it another one."""
-        try:
-            stat = os.stat(self.qemu)
-            qemu = f"{self.qemu} {stat.st_size} {stat.st_mtime_ns}"
-        except OSError:
-            qemu = self.qemu
         size = f"{self.cpus} cpu, {self.memory} MiB"
-        return [FORMAT, qemu, self.machine, self.accel, size, self.guest_key, _host_cpu(self.accel)]
+        return [
+            *(FORMAT, _print_of(self.qemu), self.machine, self.accel),
+            *(size, self.guest_key, _host_cpu(self.accel)),
+        ]
 
     def directory_name(self) -> str:
         """A readable name; its checksum keeps templates of one size but different origin apart.
@@ -55,6 +57,24 @@ class Shape:
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
 FORMAT = "6"
+
+
+def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:
+    """Whether *identity* is that of a shape which this host could start now, whatever its size."""
+    if len(identity) != 7:
+        return False
+    made_by, accel = tuple(identity[:2]), identity[3]
+    origin = tuple(identity[5:])
+    return made_by == (FORMAT, _print_of(qemu)) and origin == (guest_key, _host_cpu(accel))
+
+
+def _print_of(qemu: str) -> str:
+    """The binary at that path as it is now."""
+    try:
+        stat = os.stat(qemu)
+    except OSError:
+        return qemu
+    return f"{qemu} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _host_cpu(accel: str) -> str:

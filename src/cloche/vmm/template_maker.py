@@ -14,7 +14,7 @@ from cloche.base.errors import BootError, ClocheError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, read_some
 from cloche.vmm.argv import cpu_models
-from cloche.vmm.shape import MIB, Shape
+from cloche.vmm.shape import MIB, Shape, is_identity_of
 from cloche.vmm.template import Template, load_template
 from cloche.vmm.vm import Vm
 
@@ -80,17 +80,19 @@ def _make_with_best_cpu(
             report(f"CPU model {cpu} does not boot with this QEMU, trying {models[-1]}")
 
 
-def remove_unused(root: str, guest_keys: Collection[str]) -> list[str]:
-    """Remove templates of other guests than those of *guest_keys*; returns their names.
+def remove_unused(root: str, guest_keys: Collection[str], qemu: str) -> list[str]:
+    """Remove templates that no start will use any more; returns their names.
 
-    Running clones keep their mapping of a removed memory file.
+    Those are of other guests than those of *guest_keys*, of another QEMU than *qemu* as it is
+    now, of another host CPU or another FORMAT. Running clones keep their mapping of a removed
+    memory file.
     """
     removed = []
     for name in os.listdir(root) if os.path.isdir(root) else []:
         manifest = read_text(os.path.join(root, name, "manifest.json"))
         if manifest is None:
             continue
-        if not set(guest_keys).intersection(_identity(manifest)):
+        if not any(is_identity_of(_identity(manifest), qemu, key) for key in guest_keys):
             shutil.rmtree(os.path.join(root, name))
             removed.append(name)
     return removed

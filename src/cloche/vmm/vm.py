@@ -6,12 +6,12 @@ import _socket  # socket proper imports selectors and enum, 5 ms
 import fcntl
 import os
 
-from cloche.base.errors import BootError, ClocheError
+from cloche.base.errors import BootError, ClocheError, LaunchError
 from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
 from cloche.vmm.argv import Machine, qemu_argv
-from cloche.vmm.launch import FIRST_FD, launch_qemu
+from cloche.vmm.launch import FIRST_FD, NOT_STARTED, launch_qemu
 from cloche.wire import qmp
 
 TYPE_CHECKING = False
@@ -229,8 +229,15 @@ class Vm:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         for future in (self.running, self.ready, *self._qmp_replies):
             if not future.done:
-                future.fail(self.failure(f"QEMU ended with {_describe(status)}"))
+                future.fail(self._end(status))
         self.exited.set(status)
+
+    def _end(self, status: int) -> ClocheError:
+        """What an end of QEMU that nobody waited for means."""
+        if status != NOT_STARTED:
+            return self.failure(f"QEMU ended with {_describe(status)}")
+        lines = (read_text(self.log) or "").strip().splitlines()
+        return LaunchError(f"VM: QEMU was not executed: {lines[-1] if lines else '(silent)'}")
 
     def failure(self, cause: str) -> BootError:
         """An error that tells how far the VM came, and what console and QEMU said last."""

@@ -1,0 +1,46 @@
+"""In a chroot whose / is no mount point, as live systems and build tools have them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .bundles import Bundle
+from .runtime import Runtime
+
+BOUND = ("usr", "bin", "sbin", "lib", "lib64", "etc", "var", "dev", "proc", "sys", "run", "tmp")
+
+
+@pytest.fixture
+def chroot(cloche: Runtime, folder: Path) -> Iterator[Path]:
+    """A plain folder with all that cloche needs bound below it."""
+    root = folder / "chroot"
+    data = Path(cloche.env.get("CLOCHE_DATA_ROOT", "/var/lib/cloche"))
+    needed = [Path("/", name) for name in BOUND]
+    needed += [data.resolve(), cloche.program.parents[2]]
+    mounted: list[Path] = []
+    for path in needed:
+        target = root / path.relative_to("/")
+        if path.is_symlink():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(os.readlink(path))
+        elif path.is_dir() and not target.is_dir():
+            target.mkdir(parents=True)
+            subprocess.run(["mount", "--rbind", "--make-rslave", path, target], check=True)
+            mounted.append(target)
+    assert not root.is_mount()
+    yield root
+    for target in reversed(mounted):
+        subprocess.run(["umount", "--recursive", "--lazy", target], check=True)
+
+
+def test_a_container_runs(cloche: Runtime, bundle: Bundle, chroot: Path) -> None:
+    words = [*cloche.argv, "run", "--bundle", bundle.sh("echo ran").save(), cloche.new_id()]
+    argv = ["chroot", str(chroot), *map(str, words)]
+    done = subprocess.run(argv, env=cloche.env, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 0)
+    assert cloche.leftovers() == []
