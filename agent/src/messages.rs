@@ -56,6 +56,12 @@ structures! {
         permitted: u64, ambient: u64, rlimits: Vec<(u32, u64, u64)>, no_new_privs: bool,
         seccomp: Option<&'a [u8]>, seccomp_flags: u32, oom_score_adj: Option<i32>,
         terminal: bool, rows: u16, columns: u16, stdin: u32, stdout: u32, stderr: u32,
+        tuning: Maybe<Option<Tuning<'a>>>,
+    }
+
+    Tuning<'a> {
+        sched_attr: Maybe<Option<&'a [u8]>>, io_priority: Maybe<Option<u32>>,
+        affinity: Maybe<Option<&'a [u8]>>, personality: Maybe<Option<u32>>,
     }
 
     Exec<'a> { id: &'a str, exec_id: &'a str, process: Process<'a>, }

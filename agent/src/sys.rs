@@ -349,6 +349,39 @@ pub fn take_precedence() -> Result<()> {
     unsafe { syscall(raw::__NR_sched_setscheduler, [0, policy, at, 0, 0]) }.map(drop)
 }
 
+/// sched_setattr(2) of this process; `attributes` is a struct sched_attr, which begins with its
+/// own size.
+pub fn set_scheduler(attributes: &[u8]) -> Result<()> {
+    let size = attributes.first_chunk().map_or(0, |size| u32::from_ne_bytes(*size));
+    if size as usize != attributes.len() {
+        return Err(Errno::INVAL);
+    }
+    let at = attributes.as_ptr() as usize;
+    // SAFETY: the kernel reads as many bytes as the structure says that it has, which are there.
+    unsafe { syscall(raw::__NR_sched_setattr, [0, at, 0, 0, 0]) }.map(drop)
+}
+
+/// sched_setaffinity(2) of this process; `mask` has a bit for each processor.
+pub fn set_affinity(mask: &[u8]) -> Result<()> {
+    let (at, size) = (mask.as_ptr() as usize, mask.len());
+    // SAFETY: the mask outlives the call.
+    unsafe { syscall(raw::__NR_sched_setaffinity, [0, size, at, 0, 0]) }.map(drop)
+}
+
+/// ioprio_set(2) of this process: class and level.
+pub fn set_io_priority(priority: u32) -> Result<()> {
+    const IOPRIO_WHO_PROCESS: usize = 1;
+    let arguments = [IOPRIO_WHO_PROCESS, 0, priority as usize, 0, 0];
+    // SAFETY: takes no pointers.
+    unsafe { syscall(raw::__NR_ioprio_set, arguments) }.map(drop)
+}
+
+/// personality(2) of this process.
+pub fn set_personality(domain: u32) -> Result<()> {
+    // SAFETY: takes no pointers.
+    unsafe { syscall(raw::__NR_personality, [domain as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
 /// Sleeps; only for the few waits at boot that nothing can be polled for.
 pub fn sleep(milliseconds: u32) {
     let time = raw::timespec {

@@ -202,6 +202,17 @@ fn fields_that_may_be_left_out_are_read_if_they_are_there() {
 }
 
 #[test]
+fn a_process_may_be_tuned() {
+    let bytes = frame_of("exec, tuned")[frames::HEADER..].to_vec();
+    let Ok(Request::Exec(plan)) = messages::request(&bytes).1 else {
+        panic!("not an exec");
+    };
+    let tuning = plan.process.tuning.0.unwrap();
+    assert_eq!((tuning.sched_attr.0.unwrap().len(), tuning.io_priority.0), (56, Some(16387)));
+    assert_eq!((tuning.affinity.0.unwrap()[0], tuning.personality.0), (3, Some(8)));
+}
+
+#[test]
 fn what_is_no_request_is_refused_by_field() {
     for vector in vectors("not_requests") {
         let bytes = hex(&vector["payload"]);

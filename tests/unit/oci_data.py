@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cloche.model.features import HOOKS
-from cloche.model.oci import load_config
-from cloche.model.plan import Layout, compile_container
+from cloche.model.oci import load_config, load_process
+from cloche.model.plan import Layout, compile_container, compile_process
 from cloche.model.spec import default_spec
 
 DATA = Path(__file__).parent / "data"
@@ -75,6 +75,20 @@ def compiled(
     )
 
 
+def compiled_exec(
+    config: dict[str, Any], folder: Path, cache: Path | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """As compiled, of an exec of just the process that *config* has."""
+    process = load_process(json.dumps(config["process"]).encode(), "process")
+    return compile_process(
+        process,
+        load_config(write(folder, config)),
+        streams=(1, 2, 3),
+        terminal_size=None,
+        seccomp_cache=cache,
+    )
+
+
 def full() -> dict[str, Any]:
     """A valid config with every field that cloche accepts, none at what its absence would mean.
 
@@ -101,6 +115,16 @@ def full() -> dict[str, Any]:
         "apparmorProfile": "profile",
         "selinuxLabel": "label",
         "oomScoreAdj": 10,
+        "scheduler": {
+            "policy": "SCHED_DEADLINE",
+            "nice": 1,
+            "flags": ["SCHED_FLAG_RESET_ON_FORK"],
+            "runtime": 1_000_000,
+            "deadline": 2_000_000,
+            "period": 3_000_000,
+        },
+        "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 3},
+        "execCPUAffinity": {"initial": "0", "final": "0-1"},
     }
     config["mounts"] += [
         {"destination": "/data", "source": "data", "options": ["rbind", "ro", "rro", "rprivate"]},
@@ -130,7 +154,7 @@ def full() -> dict[str, Any]:
         },
         "sysctl": {"net.core.somaxconn": "100"},
         "mountLabel": "label",
-        "personality": {"domain": "LINUX", "flags": []},
+        "personality": {"domain": "LINUX32", "flags": ["X"]},
     }
     return config
 

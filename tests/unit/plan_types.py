@@ -47,6 +47,15 @@ class Hook(Struct, forbid_unknown_fields=True):
     stdin: bytes
 
 
+class Tuning(Struct, forbid_unknown_fields=True):
+    """How a process is scheduled."""
+
+    sched_attr: Annotated[bytes, Meta(min_length=56, max_length=56)] | None = None
+    io_priority: U32 | None = None
+    affinity: bytes | None = None
+    personality: U32 | None = None
+
+
 class Process(Struct, forbid_unknown_fields=True):
     """Process."""
 
@@ -73,6 +82,7 @@ class Process(Struct, forbid_unknown_fields=True):
     stdin: U32
     stdout: U32
     stderr: U32
+    tuning: Tuning | None = None
 
 
 class Container(Struct, forbid_unknown_fields=True):

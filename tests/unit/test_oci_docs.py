@@ -15,7 +15,7 @@ import pytest
 from cloche.base.errors import ConfigError
 from cloche.model.oci import Config
 
-from .oci_data import compiled, full
+from .oci_data import compiled, compiled_exec, full
 
 DOCS = Path(__file__).parents[2] / "docs/oci.md"
 ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \|", re.MULTILINE)
@@ -24,9 +24,6 @@ ROWS = dict(ROW.findall(DOCS.read_text()))
 # A value that each refused field is refused for; `[]` in a path takes the first item.
 REFUSED: dict[str, object] = {
     "vm": {"kernel": {"path": "/vmlinux"}},
-    "process.scheduler": {"policy": "SCHED_FIFO"},
-    "process.ioPriority": {"class": "IOPRIO_CLASS_IDLE"},
-    "process.execCPUAffinity": {"initial": "0"},
     "mounts[].uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
     "mounts[].gidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
     "linux.uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
@@ -35,8 +32,6 @@ REFUSED: dict[str, object] = {
     "linux.seccomp.listenerPath": "/run/listener",
     "linux.seccomp.listenerMetadata": "x",
     "linux.intelRdt": {"closID": "x"},
-    "linux.personality.domain": "LINUX32",
-    "linux.personality.flags": ["X"],
 }
 
 
@@ -86,8 +81,10 @@ def without(path: str) -> dict[str, Any]:
 
 
 def outcome(config: dict[str, Any], folder: Path) -> object:
+    """What goes to the guest: the container's plan, and that of its process as an exec's."""
     try:
-        return compiled(config, folder, folder / "seccomp")[0]
+        plans = compiled(config, folder, folder / "seccomp")[0]
+        return plans, compiled_exec(config, folder, folder / "seccomp")[0]
     except ConfigError as error:
         return str(error)
 

@@ -47,7 +47,7 @@ def changed(config: dict[str, Any], path: str, value: object) -> str:
         ("process.rlimits.0.type", "RLIMIT_X", "$.process.rlimits[0].type: expected RLIMIT_"),
         ("process.rlimits.0.soft", 5000, "$.process.rlimits[0].soft: 5000 is above the hard"),
         ("process.capabilities.bounding", "X", "$.process.capabilities.bounding: expected array"),
-        ("process.scheduler", {"policy": "SCHED_FIFO"}, "$.process.scheduler: not supported"),
+        ("process.scheduler", {"policy": "FIFO"}, "$.process.scheduler.policy: expected one of"),
         ("root", ABSENT, "$.root: missing, but required"),
         ("root.path", "nowhere", "$.root.path: "),
         ("mounts.0.destination", ABSENT, "$.mounts[0].destination: missing, but required"),

@@ -4,7 +4,7 @@ use alloc::format;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::Process;
+use cloche_agent::messages::{Process, Tuning};
 use linux_raw_sys::prctl;
 use rustix::fd::BorrowedFd;
 use rustix::fs::{self, Gid, Uid};
@@ -26,6 +26,24 @@ pub fn set_oom_score(process: &Process) -> Outcome<()> {
 pub fn set_limits(process: &Process) -> Outcome<()> {
     for &(resource, soft, hard) in &process.rlimits {
         sys::set_limit(resource, soft, hard).step("rlimit", &format!("{resource}"))?;
+    }
+    Ok(())
+}
+
+/// Sets how the process is scheduled and its personality, before a filter or the loss of privileges
+/// forbids it.
+pub fn tune(plan: &Tuning) -> Outcome<()> {
+    if let Some(attributes) = plan.sched_attr.0 {
+        sys::set_scheduler(attributes).step("set", "scheduler")?;
+    }
+    if let Some(priority) = plan.io_priority.0 {
+        sys::set_io_priority(priority).step("set", "I/O priority")?;
+    }
+    if let Some(mask) = plan.affinity.0 {
+        sys::set_affinity(mask).step("set", "CPU affinity")?;
+    }
+    if let Some(domain) = plan.personality.0 {
+        sys::set_personality(domain).step("set", "personality")?;
     }
     Ok(())
 }

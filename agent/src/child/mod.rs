@@ -231,6 +231,9 @@ fn become_process(process: &Process) -> Outcome<Program> {
     identity::set_limits(process)?;
     reopen_null(process);
     let home = program::home_of(process);
+    if let Some(plan) = &process.tuning.0 {
+        identity::tune(plan)?;
+    }
     if !process.no_new_privs {
         // Without no_new_privs only a privileged process may install a filter (seccomp(2)).
         install_filter(process)?;

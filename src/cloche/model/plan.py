@@ -22,6 +22,7 @@ from cloche.model.devices import DEFAULT_LINKS, device_plan
 from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
 from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
 from cloche.model.rlimits import RLIMITS
+from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
 from cloche.model.validate import config_warnings, is_bind, process_warnings, sysctl_path
 
@@ -128,7 +129,7 @@ def _process(
     rows, columns = _terminal_size(process, terminal_size)
     user = process.user
     stdin, stdout, stderr = streams
-    return {
+    plan: dict[str, object] = {
         "args": list(process.args),
         "env": list(process.env),
         "cwd": process.cwd,
@@ -152,6 +153,8 @@ def _process(
         "stdout": stdout,
         "stderr": stderr,
     }
+    tuned = tuning(process, first, config.linux.personality, is_exec=process is not first)
+    return {**plan, "tuning": tuned} if tuned else plan
 
 
 def _first_given(*values: int | None) -> int | None:

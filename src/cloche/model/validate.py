@@ -13,6 +13,7 @@ from cloche.model.devices import check_devices
 from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
 from cloche.model.problems import quoted, refuse
 from cloche.model.rlimits import RLIMITS
+from cloche.model.scheduling import check_personality, check_scheduling
 from cloche.model.seccomp_profile import check_seccomp
 
 if TYPE_CHECKING:
@@ -51,13 +52,7 @@ def check_process(process: Process, path: str) -> None:
     if process.user.umask is not None and process.user.umask > 0o777:
         refuse(f"{path}.user.umask", f"expected at most 511 (0777), got {process.user.umask}")
     _check_rlimits(process, path)
-    for name, value in (
-        ("scheduler", process.scheduler),
-        ("ioPriority", process.io_priority),
-        ("execCPUAffinity", process.exec_cpu_affinity),
-    ):
-        if value is not None:
-            refuse(f"{path}.{name}", _LATER)
+    check_scheduling(process, path)
 
 
 def check_args(process: Process, path: str) -> None:
@@ -163,10 +158,8 @@ def _check_linux(linux: Linux) -> None:
         check_seccomp(linux.seccomp)
     if linux.intel_rdt is not None:
         refuse("$.linux.intelRdt", _LATER)
-    if linux.personality is not None and linux.personality.domain != "LINUX":
-        refuse("$.linux.personality.domain", _LATER)
-    if linux.personality is not None and linux.personality.flags:
-        refuse("$.linux.personality.flags", "the specification defines none")
+    if linux.personality is not None:
+        check_personality(linux.personality)
 
 
 def _check_namespaces(linux: Linux) -> None:
@@ -223,6 +216,8 @@ def config_warnings(config: Config) -> list[str]:
             warnings.append(f"$.{name}: ignored: this is Linux")
     if config.linux.mount_label:
         warnings.append("$.linux.mountLabel: not applied: the guest has no SELinux policy")
+    if config.linux.personality is not None and config.linux.personality.flags:
+        warnings.append("$.linux.personality.flags: ignored: the specification defines none")
     for index, mount in enumerate(config.mounts):
         warnings += _mount_warnings(mount, f"$.mounts[{index}]")
     return warnings + resource_warnings(config.linux.resources)
