@@ -121,7 +121,7 @@ def test_containers_of_another_root_are_not_seen(
     assert "does not exist" in other.fails("state", created.id)
 
 
-@pytest.mark.parametrize("verb", ["events", "checkpoint", "restore"])
+@pytest.mark.parametrize("verb", ["checkpoint", "restore"])
 def test_verb_that_comes_later_says_so(cloche: Runtime, verb: str) -> None:
     assert f"{verb}: not possible yet" in cloche.fails(verb, "--any", "flag", "some-id")
     assert "Not possible yet" in cloche(verb, "--help").output

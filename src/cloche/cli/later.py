@@ -1,4 +1,4 @@
-"""`events`, `checkpoint`, `restore`: runc's verbs that cloche knows and cannot do yet."""
+"""`checkpoint`, `restore`: runc's verbs that cloche knows and cannot do yet."""
 
 from __future__ import annotations
 
@@ -11,15 +11,9 @@ if TYPE_CHECKING:
 
 # verb: what to do without it
 INSTEAD = {
-    "events": "the engine's own `stats` and `events` work",
     "checkpoint": "stop the container, its files stay as they are",
     "restore": "create the container anew from its bundle",
 }
-
-
-def events(context: Context, args: list[str]) -> int:
-    """`cloche events`."""
-    raise _not_yet("events", args)
 
 
 def checkpoint(context: Context, args: list[str]) -> int:

@@ -33,7 +33,7 @@ VERBS = {
     "resume": ("lifecycle", "resume", "let a paused container go on"),
     "delete": ("lifecycle", "delete", "remove a container"),
     "update": ("update", "update", "change a container's limits"),
-    "events": ("later", "events", "watch a container: not possible yet"),
+    "events": ("events", "events", "watch what a container uses"),
     "checkpoint": ("later", "checkpoint", "save a running container: not possible yet"),
     "restore": ("later", "restore", "restore a saved container: not possible yet"),
     "spec": ("spec", "spec", "write a config.json to start from"),

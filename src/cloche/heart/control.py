@@ -71,6 +71,16 @@ class Connection:
         with contextlib.suppress(OSError):
             self._socket.sendall(fastjson.dumps(message).encode() + b"\n")
 
+    def notify(self, message: dict[str, Any]) -> None:
+        """Tell a watcher; one that does not read is not told any more."""
+        line = fastjson.dumps(message).encode() + b"\n"
+        try:
+            told = self._socket.send(line)
+        except OSError:
+            told = 0
+        if told < len(line):
+            self.close()
+
     def _on_readable(self, _: int) -> None:
         try:
             data, ancillary, _flags, _address = self._socket.recvmsg(
@@ -145,5 +155,6 @@ class Connection:
         for fd in self._fds:
             os.close(fd)
         self._server.connections.discard(self)
+        self.sandbox.oom_news.watchers.discard(self)
         if self.process is not None:
             self.process.signal(9)

@@ -124,6 +124,19 @@ async def update(connection: Connection, request: dict[str, Any], fds: list[int]
     return await resources.update(container, wanted)
 
 
+async def stats(connection: Connection, request: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """What the container uses in the guest, and what its VM costs the host."""
+    from cloche.heart import resources
+
+    return await resources.stats(_container(connection, request))
+
+
+async def watch(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Tell on this connection of kills for want of memory, from now on."""
+    _container(connection, request)
+    connection.sandbox.oom_news.watchers.add(connection)
+
+
 OPERATIONS: dict[str, Operation] = {
     "start": start,
     "kill": kill,
@@ -132,4 +145,6 @@ OPERATIONS: dict[str, Operation] = {
     "resume": resume,
     "ps": processes,
     "update": update,
+    "stats": stats,
+    "watch": watch,
 }

@@ -1,11 +1,13 @@
-"""The limits of a running container: changed in the guest's cgroup."""
+"""Limits of a running container changed, and what it uses told."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import StateError
+from cloche.base.errors import GuestError, StateError
+from cloche.host.usage import vm_usage
 from cloche.model.cgroup import check_resources, resource_warnings
+from cloche.model.stats import FILES, container_stats
 from cloche.model.update import changes, check_room, exceeds_limit, merged
 from cloche.vmm.shape import GUEST_OVERHEAD, MIB
 
@@ -35,3 +37,15 @@ async def update(container: Container, wanted: Resources) -> list[str]:
         await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
     container.resources = after
     return resource_warnings(wanted, "$")
+
+
+async def stats(container: Container) -> dict[str, Any]:
+    """The `data` of a stats event: the guest's numbers, and below `vm` the host's."""
+    sandbox = container.sandbox
+    texts = await sandbox.agent.call("cgroup_read", {"id": container.id, "files": list(FILES)})
+    try:
+        found = container_stats(texts)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise GuestError(f"stats: the guest's cgroup files are odd: {error}") from None
+    size = {"memory": sandbox.memory_mib * MIB, "cpus": sandbox.cpus}
+    return {**found, "vm": {"size": size, **vm_usage(container.host_cgroup)}}

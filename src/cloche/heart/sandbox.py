@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import GuestError, StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
+from cloche.heart.news import OomNews
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
@@ -67,6 +68,7 @@ class Sandbox:
         self.network: GuestNetwork | None = None
         self._numbers = 0
         self._next_oom = 0.0
+        self.oom_news = OomNews(loop)
         self._interrupted = False
 
     def next_number(self) -> int:
@@ -225,6 +227,7 @@ class Sandbox:
     def _on_oom(self, event: Event) -> None:
         """Have the host's kernel tell the engine of it, before the end that may come of it."""
         container = self.containers.get(str(event.fields.get("id")))
+        self.oom_news.tell()
         now = time.monotonic()
         if container is None or self.vm.exited.done or now < self._next_oom:
             return
