@@ -22,6 +22,7 @@ pub fn mount(target: &OwnedFd, plan: &Mount) -> Outcome<()> {
         copy_owner(target, &tree)?;
         copy(target, &tree, DEPTH)?;
         mounts::set_flags(&tree, plan.flags)?;
+        mounts::adjust(&tree, plan)?;
         mounts::attach(&tree, target)
     };
     mounted().map_err(|error| mounts::failed(plan, error))

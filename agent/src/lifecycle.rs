@@ -15,7 +15,7 @@ use rustix::io;
 
 use crate::agent::{Agent, Answer};
 use crate::cgroup::Cgroup;
-use crate::child;
+use crate::child::{self, rootfs};
 use crate::container::Container;
 use crate::fail::{Outcome, Step};
 use crate::files;
@@ -85,6 +85,9 @@ impl Agent {
         });
         match admitted {
             Ok(process) => {
+                if rootfs::uses_disks(plan) {
+                    self.syncer.disks_in_use();
+                }
                 self.processes.push(process);
                 self.containers.push(container);
                 Ok(Answer::Other)

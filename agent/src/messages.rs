@@ -43,7 +43,10 @@ structures! {
         start_hooks: Vec<Hook<'a>>,
     }
 
-    Device<'a> { path: &'a str, mode: u32, major: u32, minor: u32, uid: u32, gid: u32, }
+    Device<'a> {
+        path: &'a str, mode: u32, major: u32, minor: u32, uid: u32, gid: u32,
+        disk: Maybe<Option<&'a str>>,
+    }
 
     Hook<'a> {
         path: &'a str, args: Vec<&'a str>, env: Vec<&'a str>, timeout: Option<u32>,

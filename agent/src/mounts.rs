@@ -27,7 +27,10 @@ const PROPAGATIONS: u64 =
 
 /// Opens `path` as if `root` were `/`: neither `..` nor a symlink leads out.
 pub fn open_in_root(root: impl AsFd, path: &str, flags: OFlags) -> Result<OwnedFd> {
-    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    open_how(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+fn open_how(root: impl AsFd, path: &str, flags: OFlags, how: ResolveFlags) -> Result<OwnedFd> {
     let path = if path.is_empty() { "." } else { path };
     loop {
         // EAGAIN: something was renamed while `..` was looked up.
@@ -89,7 +92,7 @@ pub fn parent_in_root(root: impl AsFd, path: &str) -> Result<(OwnedFd, &str)> {
 
 /// The mount's target, made as `kind` says if it is missing.
 fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
-    match (open_in_root(root, path, OFlags::PATH), kind) {
+    match (open_target(root, path), kind) {
         (Err(Errno::NOENT), "dir") => folder_in_root(root, path),
         (Err(Errno::NOENT), "file") => {
             let (parent, name) = place(root, path, LINKS)?;
@@ -101,13 +104,27 @@ fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
     }
 }
 
+/// The host has looked at the path itself; what symlinks make of it must not be inside /proc, as
+/// with runc: mounts there would hide from the container's programs what they rely on.
+fn open_target(root: BorrowedFd, path: &str) -> Result<OwnedFd> {
+    match open_how(root, path, OFlags::PATH, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS) {
+        Err(Errno::LOOP) => {}
+        result => return result,
+    }
+    let target = open_in_root(root, path, OFlags::PATH)?;
+    if fs::fstatfs(&target)?.f_type == raw::PROC_SUPER_MAGIC.into() {
+        return Err(Errno::PERM);
+    }
+    Ok(target)
+}
+
 /// Carries out `plan` with its target inside `root`.
 pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
     let root = root.as_fd();
     for folder in &plan.folders.0 {
         folder_in_root(root, folder).step("mkdir", folder)?;
     }
-    let target = target(root, plan.target, plan.kind).step("mount target", plan.target)?;
+    let target = target(root, plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
     let flags = plan.flags;
     if flags & u64::from(raw::MS_REMOUNT) != 0 {
         return remount(&target, plan).map_err(|error| failed(plan, error));
@@ -137,6 +154,16 @@ pub fn mount_here(plan: &Mount) -> Outcome<()> {
 /// Takes a mount off the agent's own file system, at once or as soon as nobody uses it.
 pub fn unmount_here(target: &str) -> Outcome<()> {
     mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).step("umount", target)
+}
+
+#[cold]
+fn unfit(plan: &Mount, error: Errno) -> Failure {
+    const STEP: &str = "mount target";
+    if error == Errno::PERM {
+        let message = format!("{STEP} {}: its symlinks lead into /proc", plan.target);
+        return Failure::worded(STEP, plan.target, error.raw_os_error(), message);
+    }
+    Failure::new(STEP, plan.target, error.raw_os_error())
 }
 
 #[cold]
@@ -185,7 +212,7 @@ fn bind(target: &OwnedFd, plan: &Mount) -> Result<()> {
 }
 
 /// Recursive attributes and propagation.
-fn adjust(tree: &OwnedFd, plan: &Mount) -> Result<()> {
+pub fn adjust(tree: &OwnedFd, plan: &Mount) -> Result<()> {
     if let Some((set, clear)) = plan.recursive_attr.0 {
         sys::mount_setattr(tree, raw::AT_RECURSIVE, set, clear, 0)?;
     }
@@ -211,7 +238,8 @@ pub fn clone_tree(folder: impl AsFd, path: &str, recursive: bool) -> Result<Owne
 
 /// Mounts `tree`, which is a file system as `plan` wants it, where `plan` says.
 pub fn attach_ready(root: &OwnedFd, plan: &Mount, tree: Result<OwnedFd>) -> Outcome<()> {
-    let target = target(root.as_fd(), plan.target, plan.kind).step("mount target", plan.target)?;
+    let target =
+        target(root.as_fd(), plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
     let attached = tree.and_then(|tree| {
         adjust(&tree, plan)?;
         attach(&tree, &target)

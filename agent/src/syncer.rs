@@ -18,6 +18,8 @@ use crate::sys::{self, Fork, Result};
 
 /// File systems that hold what must outlive the VM, and keep written data to themselves at first.
 const LASTING: [&str; 4] = ["ext4", "xfs", "btrfs", "f2fs"];
+/// In an order: whatever is mounted, wherever, and all block devices.
+const EVERYTHING: &str = "*";
 /// Longest path of a mount point that is synced.
 const LONGEST: usize = 4096;
 
@@ -33,7 +35,7 @@ pub enum Waiting {
 pub struct Syncer {
     orders: OwnedFd,
     answers: OwnedFd,
-    /// Where lasting file systems are mounted.
+    /// Where lasting file systems are mounted; `EVERYTHING` if a container mounts disks itself.
     mounts: Vec<String>,
     /// Who waits for the sync under way, and who came after it had begun.
     current: Vec<Waiting>,
@@ -62,6 +64,12 @@ impl Syncer {
         if lasts && plan.target.len() < LONGEST {
             self.mounts.push(plan.target.into());
         }
+    }
+
+    /// A container reaches disks, and mounts them where it likes.
+    pub fn disks_in_use(&mut self) {
+        self.mounts.retain(|mount| mount != EVERYTHING);
+        self.mounts.push(EVERYTHING.into());
     }
 
     /// That mount is gone.
@@ -144,6 +152,10 @@ fn obey(orders: &OwnedFd, answers: &OwnedFd) -> ! {
 }
 
 fn sync_one(mount: &[u8]) {
+    if mount == EVERYTHING.as_bytes() {
+        rustix::fs::sync();
+        return;
+    }
     if let Ok(folder) = files::open(mount, OFlags::RDONLY | OFlags::DIRECTORY) {
         let _ = rustix::fs::syncfs(&folder);
     }

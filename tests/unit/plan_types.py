@@ -35,6 +35,7 @@ class Device(Struct, forbid_unknown_fields=True):
     minor: U32
     uid: U32
     gid: U32
+    disk: str | None = None
 
 
 class Hook(Struct, forbid_unknown_fields=True):

@@ -94,6 +94,20 @@ def test_a_template_shares_its_memory_with_its_file() -> None:
     assert option in qemu_argv(machine)
 
 
+def test_disks_of_the_host_come_behind_the_slots() -> None:
+    machine = Machine(machine="microvm", kernel="/k", disks=[(9, False), (10, True)], **COMMON)
+    node = "driver=raw,node-name=slot{0},read-only={1},file.driver=host_device"
+    argv = qemu_argv(machine)
+    assert argv[argv.index("-add-fd") :] == [
+        *("-add-fd", "fd=9,set=2"),
+        *("-blockdev", f"{node.format(2, 'off')},file.filename=/dev/fdset/2"),
+        *("-device", "virtio-blk-device,drive=slot2,serial=cloche2"),
+        *("-add-fd", "fd=10,set=3"),
+        *("-blockdev", f"{node.format(3, 'on')},file.filename=/dev/fdset/3"),
+        *("-device", "virtio-blk-device,drive=slot3,serial=cloche3"),
+    ]
+
+
 def test_memory_may_be_reserved() -> None:
     machine = Machine(machine="microvm", reserve=True, **COMMON)
     assert "memory-backend-ram,id=ram,size=512M,reserve=on" in qemu_argv(machine)

@@ -22,6 +22,15 @@ use crate::sys;
 
 use super::stock::Stock;
 
+/// Where block devices are found by their serial numbers.
+const DISKS: &str = "/dev/disk/";
+
+/// Whether the container reaches disks that outlive the VM.
+pub fn uses_disks(plan: &Container) -> bool {
+    plan.devices.iter().any(|device| device.disk.0.is_some())
+        || plan.mounts.iter().any(|mount| mount.source.starts_with(DISKS))
+}
+
 /// An empty folder for hiding others; made by the agent at boot.
 pub const EMPTY: &str = "/run/empty";
 
@@ -104,7 +113,10 @@ fn make_devices(root: &OwnedFd, devices: &[Device]) -> Outcome<()> {
 fn make_device(folder: &OwnedFd, name: &str, device: &Device) -> sys::Result<()> {
     let kind = FileType::from_raw_mode(device.mode);
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
-    let number = fs::makedev(device.major, device.minor);
+    let number = match device.disk.0 {
+        Some(serial) => fs::stat(format!("{DISKS}{serial}").as_str())?.st_rdev,
+        None => fs::makedev(device.major, device.minor),
+    };
     match fs::mknodat(folder, name, kind, mode, number) {
         // Whatever is there was put there on purpose (a bind mount, say).
         Err(Errno::EXIST) => return Ok(()),

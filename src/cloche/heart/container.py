@@ -15,6 +15,7 @@ from cloche.host.cgroup import relative_path
 from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_binds
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
+from cloche.vmm.argv import disk_serial
 
 if TYPE_CHECKING:
     from cloche.base.loop import Future
@@ -68,7 +69,11 @@ class Container:
             terminal=self.config.process.terminal,
         )
         layout = Layout(
-            rootfs=rootfs, volume=lambda index: f"{self.sandbox.guest_share}/{self.id}/{index}"
+            rootfs=rootfs,
+            volume=lambda index: f"{self.sandbox.guest_share}/{self.id}/{index}",
+            disks={
+                number: disk_serial(index) for index, number in enumerate(self.request.glance.disks)
+            },
         )
         self.plan, warnings = compile_container(
             self.config,

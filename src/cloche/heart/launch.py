@@ -125,6 +125,8 @@ class Glance:
         self.terminal = False
         self.oom_score_adj: int | None = None
         self.cgroups_path = ""
+        # Device number → whether it is only read (cloche.model.disks).
+        self.disks: dict[tuple[int, int], bool] = {}
         try:
             with open(path, "rb") as file:
                 config = fastjson.loads(file.read())
@@ -158,6 +160,17 @@ class Glance:
         self.terminal = bool(process.get("terminal"))
         self.oom_score_adj = process.get("oomScoreAdj")
         self.cgroups_path = str(linux.get("cgroupsPath") or "")
+        blocks = [each for each in linux.get("devices") or [] if each.get("type") == "b"]
+        sources = [each for each in config.get("mounts") or [] if _may_be_of_a_disk(each)]
+        if blocks or sources:
+            from cloche.model.disks import chosen_disks
+
+            self.disks = chosen_disks(blocks, sources, resources.get("devices") or [])
+
+
+def _may_be_of_a_disk(mount: dict[str, Any]) -> bool:
+    kind, source = mount.get("type") or "bind", mount.get("source") or ""
+    return source.startswith("/") and kind not in ("bind", "rbind", "none")
 
 
 def _network(path: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from cloche.base.errors import BootError, ClocheError, LaunchError
+from cloche.base.errors import BootError, ClocheError, ConfigError, LaunchError
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent
 from cloche.guest.guest import guest_for, is_current
+from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
 from cloche.vmm.argv import cpu_models, kernel_cmdline
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
     from cloche.guest.guest import Guest
     from cloche.heart.launch import Request
+    from cloche.host.share import Share
     from cloche.model.config import Settings
+
+
+COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a template"
 
 
 def find_guest(settings: Settings) -> Guest:
@@ -61,25 +66,37 @@ def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
 
 
 def start_machine(
-    loop: Loop, request: Request, share: str, *, taps: Sequence[int]
+    loop: Loop, request: Request, share: Share, *, taps: Sequence[int]
 ) -> tuple[Vm, Shape, list[str]]:
     """Start the VM for *request*: from its template, else cold; returns it with warnings."""
     settings = request.settings
     guest = find_guest(settings)
     shape = choose_shape(settings, guest, request.glance.memory, request.glance.cpus)
-    template, warnings = _find_template(settings, shape, guest)
+    if len(request.glance.disks) > MOST_DISKS:
+        raise ConfigError(f"$.linux.devices: more than {MOST_DISKS} block devices of the host")
+    if request.glance.disks:
+        template, warnings = None, [COLD_FOR_DISKS]
+    else:
+        template, warnings = _find_template(settings, shape, guest)
+    disks = [
+        (share.open_device(number, read_only=read_only), read_only)
+        for number, read_only in request.glance.disks.items()
+    ]
     vm = Vm(loop, request.directory)
     vm.launch(
         shape,
         cpu=template.cpu if template else cpu_models(shape.accel)[-1],
-        share=share,
+        share=share.directory,
         taps=taps,
         user_network=not taps and request.has_user_network(),
         images=[request.image] if request.image else [],
+        disks=disks,
         boot=None if template else boot_of(guest, shape),
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
     )
+    for fd, _ in disks:
+        os.close(fd)
     return vm, shape, warnings
 
 

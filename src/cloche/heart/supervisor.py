@@ -33,9 +33,7 @@ def supervise(request: Request, channel_fd: int) -> int:
     sandbox: Sandbox | None = None
     try:
         share, taps = _enter(request)
-        vm, shape, warnings = start_machine(
-            loop, request, share.directory, taps=[tap.fd for tap in taps]
-        )
+        vm, shape, warnings = start_machine(loop, request, share, taps=[tap.fd for tap in taps])
         request.timings.mark("QEMU started")
         for tap in taps:
             os.close(tap.fd)

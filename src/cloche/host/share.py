@@ -7,6 +7,7 @@ on the host. The directory is a shared mount, so that what is bound later reache
 from __future__ import annotations
 
 import os
+import stat
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
@@ -28,6 +29,24 @@ class Share:
         # A tmpfs of our own: mount points made in it leave nothing behind on the host.
         syscalls.mount("cloche", self.directory, "tmpfs", data="mode=0755,size=1m")
         syscalls.mount("", self.directory, flags=syscalls.MS_SHARED)
+
+    def open_device(self, number: tuple[int, int], *, read_only: bool) -> int:
+        """Open the host's block device of that number; ClocheError where there is none.
+
+        Through a node of our own: the host's /dev may have none, and other places refuse them.
+        """
+        path = os.path.join(self.directory, ".device")
+        os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(*number))
+        try:
+            return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        except OSError as error:
+            raise ClocheError(
+                f"block device {number[0]}:{number[1]} of the host: "
+                f"{(error.strerror or '').lower()}",
+                hint="$.linux.devices or a mount's source in config.json names it",
+            ) from None
+        finally:
+            os.unlink(path)
 
     def bind(self, source: str, name: str) -> str:
         """Bind the host's *source* (a folder or file) at *name*; returns the path in the guest."""

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from cloche.model.problems import quoted, refuse
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from cloche.model.oci_linux import Device
 
 S_IFIFO = 0o010000
@@ -71,17 +73,23 @@ def check_devices(devices: tuple[Device, ...]) -> None:
             refuse(f"{path}.minor", f"expected 0 to {_MAX_MINOR}, got {device.minor}")
 
 
-def device_plan(devices: tuple[Device, ...]) -> tuple[list[dict[str, object]], list[str]]:
+def device_plan(
+    devices: tuple[Device, ...], disks: Mapping[tuple[int, int], str]
+) -> tuple[list[dict[str, object]], list[str]]:
     """Nodes for the agent (docs/protocol.md, Container.devices), and warnings.
 
     A device of the config takes the place of a default one with the same path, as with runc.
-    Disks of the host are left out: the same number is another disk, or none, in the guest.
+    Block devices of the host are those among *disks* (number → serial in the guest); others are
+    left out: the same number is another disk, or none, in the guest.
     """
     nodes: dict[str, dict[str, object]] = {}
     foreign, left_out = [], []
     for device in devices:
         path = posixpath.normpath(device.path)
         if path == "/dev/ptmx":  # always the link into the container's own devpts
+            continue
+        if device.type == "b" and (disk := disks.get((device.major, device.minor))):
+            nodes[path] = _node(path, device) | {"major": 0, "minor": 0, "disk": disk}
             continue
         if device.type == "b" and device.major not in _SAME_BLOCK:
             left_out.append(f"{quoted(path)} ({device.major}:{device.minor})")
@@ -132,8 +140,8 @@ def _warnings(foreign: list[str], left_out: list[str]) -> list[str]:
     warnings = []
     if left_out:
         warnings.append(
-            f"$.linux.devices: block devices of the host do not exist in the guest, left out: "
-            f"{_some(left_out)}"
+            f"$.linux.devices: block devices of the host that no device rule names by number are "
+            f"not in the guest, left out: {_some(left_out)}"
         )
     if foreign:
         warnings.append(

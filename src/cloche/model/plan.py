@@ -73,7 +73,7 @@ def compile_container(
     """
     linux = config.linux
     seccomp = compile_seccomp(linux.seccomp, seccomp_cache) if linux.seccomp else None
-    devices, device_notes = _devices(config)
+    devices, device_notes = _devices(config, layout)
     plan: dict[str, object] = {
         "id": container_id,
         "root": layout.rootfs,
@@ -180,10 +180,10 @@ def _own_dev(config: Config) -> bool:
     )
 
 
-def _devices(config: Config) -> tuple[list[dict[str, object]], list[str]]:
+def _devices(config: Config, layout: Layout) -> tuple[list[dict[str, object]], list[str]]:
     if _own_dev(config):
         return [], []
-    return device_plan(config.linux.devices)
+    return device_plan(config.linux.devices, layout.disks)
 
 
 def _capabilities(sets: Capabilities | None) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from cloche.model.disks import source_number
 from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
 from cloche.model.problems import quoted, refuse
 from cloche.model.validate import is_bind
@@ -34,6 +35,7 @@ class Layout(Struct, frozen=True):
 
     rootfs: str
     volume: Callable[[int], str]  # Bind.index → path of its source in the guest
+    disks: dict[tuple[int, int], str] = {}  # the host's device number → serial in the guest
 
 
 def host_binds(config: Config, bundle: str) -> list[Bind]:
@@ -65,7 +67,7 @@ def mount_plan(config: Config, binds: Sequence[Bind], layout: Layout) -> list[di
         elif is_bind(mount):
             plan.append(_guest_shm(mount))
         else:
-            plan.append(_filesystem(mount))
+            plan.append(_filesystem(mount, layout))
     return plan
 
 
@@ -106,11 +108,14 @@ def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:
     return plan | {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}
 
 
-def _filesystem(mount: Mount) -> dict[str, object]:
+def _filesystem(mount: Mount, layout: Layout) -> dict[str, object]:
     options = parse_options(mount.options)
     if mount.type in ("cgroup", "cgroup2"):
         # The guest has cgroup v2 only; options of v1 (controllers, name=) mean nothing to it.
         return _mount(mount, "cgroup", "cgroup2", options) | {"data": ""}
+    disk = layout.disks.get(source_number(mount.source) or (0, 0)) if layout.disks else None
+    if disk is not None:
+        return _mount(mount, f"/dev/disk/{disk}", mount.type, options)
     # runc too leaves it to the kernel to know the type.
     return _mount(mount, mount.source or mount.type, mount.type, options)
 

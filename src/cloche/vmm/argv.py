@@ -27,7 +27,8 @@ class Machine:
     *memory* is in MiB. *memory_shared* maps the memory file shared (a template being made),
     else copy-on-write (a clone); with no file the memory is anonymous (a cold boot). *reserve*
     has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
-    kernel is then not given.
+    kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
+    read; they come behind the slots, so only a VM that boots can have them.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Machine:
         tap_fds: Sequence[int] = (),
         user_network: bool = False,
         images: Sequence[str] = (),
+        disks: Sequence[tuple[int, bool]] = (),
     ) -> None:
         self.qemu = qemu
         self.machine = machine
@@ -74,6 +76,7 @@ class Machine:
         self.tap_fds = tap_fds
         self.user_network = user_network
         self.images = images
+        self.disks = disks
 
 
 def cpu_models(accel: str) -> tuple[str, ...]:
@@ -110,6 +113,7 @@ def qemu_argv(vm: Machine) -> list[str]:
         *_share(vm, bus),
         *_nics(vm, bus),
         *_disks(vm, bus),
+        *_host_disks(vm, bus),
     ]
 
 
@@ -194,6 +198,23 @@ def _disks(vm: Machine, bus: str) -> list[str]:
             backend = f"driver=null-co,{node},size={1 << 40},read-zeroes=on"
         argv += ["-blockdev", backend]
         argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial=cloche{slot}"]
+    return argv
+
+
+def disk_serial(index: int) -> str:
+    """The serial number by which the guest finds the host's disk of that index."""
+    return f"cloche{BLOCK_SLOTS + index}"
+
+
+def _host_disks(vm: Machine, bus: str) -> list[str]:
+    argv: list[str] = []
+    for index, (fd, read_only) in enumerate(vm.disks):
+        slot = BLOCK_SLOTS + index
+        node = f"node-name=slot{slot},read-only={'on' if read_only else 'off'}"
+        # A set of descriptors in place of a name: the host's /dev may have none for the number.
+        backend = f"driver=raw,{node},file.driver=host_device,file.filename=/dev/fdset/{slot}"
+        argv += ["-add-fd", f"fd={fd},set={slot}", "-blockdev", backend]
+        argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial={disk_serial(index)}"]
     return argv
 
 

@@ -63,11 +63,15 @@ class Vm:
         taps: Sequence[int] = (),
         user_network: bool = False,
         images: Sequence[str] = (),
+        disks: Sequence[tuple[int, bool]] = (),
         boot: tuple[str, str, str] | None = None,
         memory_file: str = "",
         state: bytes | None = None,
     ) -> None:
-        """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*."""
+        """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*.
+
+        *disks* are open block devices of the host, and whether each is only read.
+        """
         self._agent, agent = _socket.socketpair()
         self._monitor, monitor = _socket.socketpair()
         self._console, console = _socket.socketpair()
@@ -94,6 +98,10 @@ class Vm:
                 tap_fds=range(FIRST_TAP_FD, FIRST_TAP_FD + len(taps)),
                 user_network=user_network,
                 images=images,
+                disks=[
+                    (FIRST_TAP_FD + len(taps) + index, read_only)
+                    for index, (_, read_only) in enumerate(disks)
+                ],
             )
         )
         if state is None:
@@ -106,6 +114,7 @@ class Vm:
             incoming = _pipe_with(state)
             self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
         fds = [agent.fileno(), monitor.fileno(), console.fileno(), incoming, *taps]
+        fds += [fd for fd, _ in disks]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
         # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
         self.pid = launch_qemu(argv, fds, self.log, huge_pages=shape.accel == "kvm")
