@@ -18,6 +18,9 @@ from cloche.host import cgroup
 from cloche.model.state import OCI_VERSION
 from cloche.vmm.shape import host_limit
 
+UNBOUNDED = (
+    "host: no memory controller of its cgroups can be used: nothing but its size bounds the VM"
+)
 SIGINT = 2  # signal proper imports enum, 5 ms
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def bring_up(request: Request) -> Created:
 
 
 def _follow(request: Request, pid: int, channel: Channel) -> Created:
+    warnings: list[str] = []
     while True:
         message = channel.receive()
         if message is None:
@@ -61,7 +65,8 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             )
         event = message["event"]
         if event == "namespaces":
-            _join_cgroup(request, [pid, message["vm_pid"]])
+            if not _join_cgroup(request, [pid, message["vm_pid"]]):
+                warnings.append(UNBOUNDED)
             _run_host_hooks(request, pid)
             channel.send({"event": "hooks done"})
         elif event == "error":
@@ -72,14 +77,14 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             channel.close()
             if request.interrupted and not message["interrupted"]:
                 request.early_signals.append(SIGINT)  # sent to us alone, not by a terminal
-            return Created(pid, message["warnings"], message["timings"])
+            return Created(pid, warnings + message["warnings"], message["timings"])
 
 
-def _join_cgroup(request: Request, pids: list[int]) -> None:
-    """Move supervisor and QEMU to where the engine expects the container."""
+def _join_cgroup(request: Request, pids: list[int]) -> bool:
+    """Move supervisor and QEMU to where the engine expects the container; whether that bounds."""
     path = cgroup.relative_path(request.glance.cgroups_path, request.id)
     note_cgroup(request.directory, path)
-    cgroup.join(path, host_limit(request.memory_mib()), pids)
+    return cgroup.join(path, host_limit(request.memory_mib()), pids)
 
 
 def _run_host_hooks(request: Request, pid: int) -> None:

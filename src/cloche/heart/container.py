@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import ConfigError, StateError
 from cloche.heart.process import GuestProcess
 from cloche.heart.terminal import open_console
-from cloche.host.cgroup import relative_path
+from cloche.host.cgroup import apply, relative_path
+from cloche.model.cgroup import RESOURCES
+from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_binds
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
@@ -96,6 +98,13 @@ class Container:
     def host_cgroup(self) -> str:
         """The cgroup on the host of supervisor and QEMU, below the root of each hierarchy."""
         return relative_path(self.request.glance.cgroups_path, self.id)
+
+    def bound_vm(self) -> list[str]:
+        """Write what bounds the VM as a whole to the host's cgroup, which must be there.
+
+        Returns warnings; errors as of host.cgroup.apply.
+        """
+        return apply(self.host_cgroup, host_settings(self.resources), RESOURCES)
 
     @property
     def rootfs(self) -> str:

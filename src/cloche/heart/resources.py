@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import GuestError, StateError
+from cloche.host.cgroup import apply
 from cloche.host.usage import vm_usage
 from cloche.model.cgroup import check_resources, resource_warnings
+from cloche.model.host_cgroup import host_settings
 from cloche.model.stats import FILES, container_stats
 from cloche.model.update import changes, check_room, exceeds_limit, merged
 from cloche.vmm.shape import GUEST_OVERHEAD, MIB
@@ -27,16 +29,19 @@ async def update(container: Container, wanted: Resources) -> list[str]:
     room = (sandbox.memory_mib - GUEST_OVERHEAD) * MIB
     check_room(before, after, room=room, cpus=sandbox.cpus)
     values = changes(before, after)
+    known = host_settings(before)
+    bounds = [setting for setting in host_settings(after) if setting not in known]
     if after.memory.check_before_update:
         fields = {"id": container.id, "files": ["memory.current"]}
         found = await sandbox.agent.call("cgroup_read", fields)
         why = exceeds_limit(after, values, int(found["memory.current"] or 0))
         if why:
             raise StateError(why)
+    warnings = apply(container.host_cgroup, bounds, "$")
     if values:
         await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
     container.resources = after
-    return resource_warnings(wanted, "$")
+    return resource_warnings(wanted, "$") + warnings
 
 
 async def stats(container: Container) -> dict[str, Any]:

@@ -136,6 +136,7 @@ class Sandbox:
         created = container.create()
         steps.append(created)
         self._listen(container)
+        self.warnings += container.bound_vm()  # the guest is busy, and has not started it yet
         if self.request.at_once:
             steps.append(container.start())
         await self._in_time(*steps)

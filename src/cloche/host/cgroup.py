@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 
-from cloche.base.errors import ConfigError
+from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import read_text
 from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from cloche.model.host_cgroup import HostSetting
 
 ROOT = "/sys/fs/cgroup"
 
@@ -50,26 +52,83 @@ def hierarchies() -> list[str]:
     return sorted(found)
 
 
-def join(path: str, memory_limit: int, pids: Sequence[int]) -> None:
+def join(path: str, memory_limit: int, pids: Sequence[int]) -> bool:
     """Make *path* in every hierarchy and move the processes *pids* there.
 
     The kernel makes the first to be moved wait about 12 ms (a grace period of RCU), so this is
     done by somebody who has the time.
 
-    *memory_limit* in bytes bounds the whole VM, QEMU included. A controller that cannot be
-    used (a read-only or foreign hierarchy) is left out; the container runs all the same.
+    *memory_limit* in bytes bounds the whole VM, QEMU included; returns whether there is a memory
+    controller that does. A controller that cannot be used (a read-only or foreign hierarchy) is
+    left out; the container runs all the same.
     """
+    bounded = False
     for hierarchy in hierarchies():
         directory = os.path.join(hierarchy, path)
         with suppress(OSError):
             os.makedirs(directory, exist_ok=True)
             if hierarchy.endswith("/cpuset"):
                 _inherit_cpuset(hierarchy, path)
+            elif os.path.exists(os.path.join(hierarchy, "cgroup.controllers")):
+                _pass_on(hierarchy, path)
             for name in ("memory.limit_in_bytes", "memory.max"):
                 if os.path.exists(os.path.join(directory, name)):
                     _write(os.path.join(directory, name), str(memory_limit).encode())
+                    bounded = True
             for pid in pids:
                 _write(os.path.join(directory, "cgroup.procs"), str(pid).encode())
+    return bounded
+
+
+def _pass_on(hierarchy: str, path: str) -> None:
+    """Have the controllers of cgroup v2 reach *path*: each level hands them to the next.
+
+    One that cannot be handed on (a level with processes of its own, cgroups(7)) is left out.
+    """
+    level = hierarchy
+    for part in path.split("/"):
+        for name in (read_text(os.path.join(level, "cgroup.controllers")) or "").split():
+            with suppress(OSError):
+                _write(os.path.join(level, "cgroup.subtree_control"), f"+{name}".encode())
+        level = os.path.join(level, part)
+
+
+def apply(path: str, settings: Sequence[HostSetting], root: str) -> list[str]:
+    """Write *settings* to the cgroup *path*; returns warnings. *root* is their JSON path.
+
+    ClocheError, the field first, for a value that the kernel refuses, and ConfigError for a limit
+    that no controller of this host knows.
+    """
+    warnings: list[str] = []
+    if not settings:
+        return warnings
+    directories = [os.path.join(hierarchy, path) for hierarchy in hierarchies()]
+    for setting in settings:
+        field = f"{root}.{setting.field}"
+        file, value = _first_there(directories, setting)
+        if file:
+            try:
+                _write(file, value.encode())
+            except OSError as error:
+                cause = (error.strerror or str(error)).lower()
+                raise ClocheError(f"{field}: writing {value!r} to {file}: {cause}") from None
+            continue
+        names = " or ".join(name for name, _ in setting.files)
+        why = f"{field}: this host's cgroups have no {names}"
+        if setting.needed:
+            raise ConfigError(why)
+        warnings.append(f"{why}: applied in the guest only")
+    return warnings
+
+
+def _first_there(directories: list[str], setting: HostSetting) -> tuple[str, str]:
+    """The file to write and the value for it; empty when there is none."""
+    for name, value in setting.files:
+        for directory in directories:
+            file = os.path.join(directory, name)
+            if os.path.exists(file):
+                return file, value
+    return "", ""
 
 
 def _inherit_cpuset(hierarchy: str, path: str) -> None:

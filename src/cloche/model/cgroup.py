@@ -124,7 +124,7 @@ def check_resources(resources: Resources, path: str = RESOURCES) -> None:
 
 def resource_warnings(resources: Resources, path: str = RESOURCES) -> list[str]:
     """What is not carried out, in words."""
-    memory, block, cpu = resources.memory, resources.block_io, resources.cpu
+    memory, cpu = resources.memory, resources.cpu
     no_v2 = "cgroup v2, which the guest has, knows no such limit"
     found = {
         "memory.kernel": (bool(memory.kernel and memory.kernel > 0), no_v2),
@@ -133,24 +133,11 @@ def resource_warnings(resources: Resources, path: str = RESOURCES) -> list[str]:
         "memory.disableOOMKiller": (bool(memory.disable_oom_killer), no_v2),
         "cpu.realtimeRuntime": (bool(cpu.realtime_runtime), no_v2),
         "cpu.realtimePeriod": (bool(cpu.realtime_period), no_v2),
-        "cpu.cpus": (bool(cpu.cpus), "processors of the host are not those of the guest"),
-        "cpu.mems": (bool(cpu.mems), "the guest has one memory node"),
         "network.classID": (bool(resources.network.class_id), no_v2),
         "network.priorities": (bool(resources.network.priorities), no_v2),
         "hugepageLimits": (bool(resources.hugepage_limits), "the guest has no huge pages"),
         "rdma": (bool(resources.rdma), "the guest has no RDMA devices"),
     }
-    devices = "block devices of the host are not those of the guest"
-    for name, value in (
-        ("weight", block.weight),
-        ("leafWeight", block.leaf_weight),
-        ("weightDevice", block.weight_device),
-        ("throttleReadBpsDevice", block.throttle_read_bps_device),
-        ("throttleWriteBpsDevice", block.throttle_write_bps_device),
-        ("throttleReadIOPSDevice", block.throttle_read_iops_device),
-        ("throttleWriteIOPSDevice", block.throttle_write_iops_device),
-    ):
-        found[f"blockIO.{name}"] = (bool(value), devices)
     return [
         f"{path}.{name}: not applied: {why}" for name, (present, why) in found.items() if present
     ]
