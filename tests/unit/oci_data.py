@@ -97,6 +97,11 @@ def full() -> dict[str, Any]:
     config: dict[str, Any] = default_spec()
     config["domainname"] = "example"
     config["annotations"] = {"key": "value"}
+    config["vm"] = {
+        "hypervisor": {"path": "/usr/bin/qemu", "parameters": ["-snapshot"]},
+        "kernel": {"path": "/vmlinux", "parameters": ["a=b"], "initrd": "/initrd"},
+        "hwConfig": {"vcpus": 2, "memory": 1 << 28},
+    }
     config["windows"] = {"layerFolders": []}
     config["solaris"] = {}
     config["zos"] = {}

@@ -23,7 +23,12 @@ ROWS = dict(ROW.findall(DOCS.read_text()))
 
 # A value that each refused field is refused for; `[]` in a path takes the first item.
 REFUSED: dict[str, object] = {
-    "vm": {"kernel": {"path": "/vmlinux"}},
+    "linux.netDevices": {"eth0": {"name": "net0"}},
+    "vm.image": {"path": "/image", "format": "raw"},
+    "vm.hwConfig.deviceTree": "/tree",
+    "vm.hwConfig.dtdevs": ["/soc/uart"],
+    "vm.hwConfig.iomems": [{"firstMFN": 1, "nrMFNs": 2}],
+    "vm.hwConfig.irqs": [9],
     "mounts[].uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
     "mounts[].gidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
     "linux.uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],

@@ -36,8 +36,10 @@ from cloche.guest.report import Report, SilentReport
 from cloche.guest.tools import explained_os_errors, new_directory
 
 
-def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
-    """Make the guest of *kernel* and *agent*, and make it the current one.
+def build_guest(
+    data_root: Path, kernel: Kernel, agent: str | Path, *, current: bool = True
+) -> Guest:
+    """Make the guest of *kernel* and *agent*, and make it the *current* one.
 
     Idempotent: the same kernel and agent give the same key, and what is there is kept. Raises
     ClocheError (no space, no permission, a module that does not decompress).
@@ -60,8 +62,9 @@ def build_guest(data_root: Path, kernel: Kernel, agent: str | Path) -> Guest:
                 _write_manifest(work, manifest)
         elif made.manifest != manifest:
             _write_manifest(directory, manifest)
-        _record_agent(data_root, agent_print, key)
-        _replace_symlink(Path(guests_root(data_root), "current"), key)
+        if current:
+            _record_agent(data_root, agent_print, key)
+            _replace_symlink(Path(guests_root(data_root), "current"), key)
         return Guest(str(directory), manifest)
 
 
@@ -74,6 +77,15 @@ def make_guest(
         kernel = find_kernel(data_root, configured, report)
         report.step("Building the initramfs")
         return build_guest(data_root, kernel, agent)
+
+
+def guest_of_kernel(data_root: Path, kernel: Path, agent: str) -> Guest:
+    """A guest that boots the kernel image (or unpacked kernel) at *kernel*, for one container.
+
+    The current one stays what it is; `cloche setup` removes this one again.
+    """
+    with setup_lock(data_root):
+        return build_guest(data_root, find_kernel(data_root, kernel), agent, current=False)
 
 
 def refresh_guest(data_root: Path, guest: Guest, agent: str) -> Guest:

@@ -16,7 +16,7 @@ from cloche.base.lines import LineReader, encode
 from cloche.base.quick import suppress
 from cloche.model.cpus import cpu_limit
 from cloche.model.state import check_id
-from cloche.vmm.shape import memory_step
+from cloche.vmm.shape import MIB, memory_step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,7 +105,8 @@ class Request:
 
     def memory_mib(self) -> int:
         """The VM's memory in MiB."""
-        return memory_step(self.glance.memory)
+        own = self.glance.vm_memory
+        return -(-own // MIB) if own is not None else memory_step(self.glance.memory)
 
 
 class Glance:
@@ -125,6 +126,9 @@ class Glance:
         self.terminal = False
         self.oom_score_adj: int | None = None
         self.cgroups_path = ""
+        # The `vm` section as it is in the file, and the bytes of memory that it asks for.
+        self.vm: object = None
+        self.vm_memory: int | None = None
         # Device number → whether it is only read (cloche.model.disks).
         self.disks: dict[tuple[int, int], bool] = {}
         try:
@@ -160,6 +164,10 @@ class Glance:
         self.terminal = bool(process.get("terminal"))
         self.oom_score_adj = process.get("oomScoreAdj")
         self.cgroups_path = str(linux.get("cgroupsPath") or "")
+        self.vm = config.get("vm")
+        if isinstance(self.vm, dict):
+            memory = (self.vm.get("hwConfig") or {}).get("memory")
+            self.vm_memory = memory if isinstance(memory, int) else None
         blocks = [each for each in linux.get("devices") or [] if each.get("type") == "b"]
         sources = [each for each in config.get("mounts") or [] if _may_be_of_a_disk(each)]
         if blocks or sources:

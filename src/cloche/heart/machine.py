@@ -65,19 +65,51 @@ def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
     return str(guest.vmlinux), str(guest.initramfs), cmdline
 
 
+class Choice:
+    """What is to be started. *cold* says why no template can be used, or is empty.
+
+    *words* are added to the kernel's command line, *parameters* to QEMU's; *initramfs* takes the
+    place of the guest's own.
+    """
+
+    def __init__(self, guest: Guest, shape: Shape) -> None:
+        self.guest = guest
+        self.shape = shape
+        self.cold = ""
+        self.words: list[str] = []
+        self.parameters: list[str] = []
+        self.initramfs = ""
+
+    def boot(self) -> tuple[str, str, str]:
+        """Kernel, initramfs and command line."""
+        kernel, initramfs, cmdline = boot_of(self.guest, self.shape)
+        return kernel, self.initramfs or initramfs, " ".join([cmdline, *self.words])
+
+
+def _choose(request: Request) -> Choice:
+    settings, glance = request.settings, request.glance
+    guest = find_guest(settings)
+    choice = Choice(guest, choose_shape(settings, guest, glance.memory, glance.cpus))
+    if not settings.template:
+        choice.cold = "VM: cold boot: templates are switched off (template = off)"
+    if glance.disks:
+        choice.cold = COLD_FOR_DISKS
+    if len(glance.disks) > MOST_DISKS:
+        raise ConfigError(f"$.linux.devices: more than {MOST_DISKS} block devices of the host")
+    if glance.vm is not None:
+        from cloche.heart.own_machine import apply
+
+        apply(choice, request)
+    return choice
+
+
 def start_machine(
     loop: Loop, request: Request, share: Share, *, taps: Sequence[int]
 ) -> tuple[Vm, Shape, list[str]]:
     """Start the VM for *request*: from its template, else cold; returns it with warnings."""
-    settings = request.settings
-    guest = find_guest(settings)
-    shape = choose_shape(settings, guest, request.glance.memory, request.glance.cpus)
-    if len(request.glance.disks) > MOST_DISKS:
-        raise ConfigError(f"$.linux.devices: more than {MOST_DISKS} block devices of the host")
-    if request.glance.disks:
-        template, warnings = None, [COLD_FOR_DISKS]
-    else:
-        template, warnings = _find_template(settings, shape, guest)
+    choice = _choose(request)
+    shape = choice.shape
+    template, warnings = _find_template(request.settings, choice)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
@@ -91,7 +123,8 @@ def start_machine(
         user_network=not taps and request.has_user_network(),
         images=[request.image] if request.image else [],
         disks=disks,
-        boot=None if template else boot_of(guest, shape),
+        parameters=choice.parameters,
+        boot=None if template else choice.boot(),
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
     )
@@ -100,19 +133,18 @@ def start_machine(
     return vm, shape, warnings
 
 
-def _find_template(
-    settings: Settings, shape: Shape, guest: Guest
-) -> tuple[Template | None, list[str]]:
-    """The template of *shape*, made now where there is none yet; None means a cold boot."""
-    if not settings.template:
-        return None, ["VM: cold boot: templates are switched off (template = off)"]
+def _find_template(settings: Settings, choice: Choice) -> tuple[Template | None, list[str]]:
+    """The template of the shape, made now where there is none yet; None means a cold boot."""
+    shape = choice.shape
+    if choice.cold:
+        return None, [choice.cold]
     template = load_template(settings.templates, shape)
     if template is not None:
         return template, []
     from cloche.vmm.template_maker import make_template
 
     try:
-        made = make_template(settings.templates, shape, boot_of(guest, shape))
+        made = make_template(settings.templates, shape, choice.boot())
     except (BootError, LaunchError):
         raise
     except ClocheError as error:

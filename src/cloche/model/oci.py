@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 from cloche.base.errors import ConfigError
 from cloche.model import validate
 from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux, Resources
+from cloche.model.oci_vm import VM
 from cloche.model.problems import quoted, refuse
 
 
@@ -150,7 +151,7 @@ class Config(Struct, frozen=True, rename="camel"):
     hooks: Hooks = field(default_factory=Hooks)
     annotations: dict[str, str] = {}
     linux: Linux = field(default_factory=Linux)
-    vm: dict[str, object] | None = None
+    vm: VM | None = None
     windows: dict[str, object] | None = None
     solaris: dict[str, object] | None = None
     zos: dict[str, object] | None = None

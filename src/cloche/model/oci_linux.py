@@ -225,6 +225,7 @@ class Linux(Struct, frozen=True, rename="camel"):
     gid_mappings: tuple[IDMapping, ...] = ()
     time_offsets: dict[str, TimeOffset] = {}
     devices: tuple[Device, ...] = ()
+    net_devices: dict[str, dict[str, object]] = {}
     cgroups_path: str = ""
     rootfs_propagation: str = ""
     resources: Resources = field(default_factory=Resources)

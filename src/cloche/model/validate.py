@@ -11,6 +11,7 @@ from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.devices import check_devices
 from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
+from cloche.model.oci_vm import check_vm
 from cloche.model.problems import quoted, refuse
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import check_personality, check_scheduling
@@ -38,7 +39,7 @@ def check_config(config: Config) -> None:
         _check_mount(mount, f"$.mounts[{index}]")
     _check_hooks(config)
     if config.vm is not None:
-        refuse("$.vm", _LATER, "hypervisor and kernel are chosen in cloche's own configuration")
+        check_vm(config.vm)
     _check_linux(config.linux)
 
 
@@ -153,6 +154,12 @@ def _check_linux(linux: Linux) -> None:
         if not value:
             refuse("$.linux.sysctl", f"{quoted(name)} has no value")
     check_devices(linux.devices)
+    for name in linux.net_devices:
+        refuse(
+            f"$.linux.netDevices[{quoted(name)}]",
+            "an interface of the host cannot be moved into a VM",
+            "the VM gets what is in the network namespace that linux.namespaces names",
+        )
     check_resources(linux.resources)
     if linux.seccomp is not None:
         check_seccomp(linux.seccomp)

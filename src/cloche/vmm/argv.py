@@ -29,6 +29,7 @@ class Machine:
     has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
     kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
     read; they come behind the slots, so only a VM that boots can have them.
+    *parameters* are the user's own.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Machine:
         user_network: bool = False,
         images: Sequence[str] = (),
         disks: Sequence[tuple[int, bool]] = (),
+        parameters: Sequence[str] = (),
     ) -> None:
         self.qemu = qemu
         self.machine = machine
@@ -77,6 +79,7 @@ class Machine:
         self.user_network = user_network
         self.images = images
         self.disks = disks
+        self.parameters = parameters
 
 
 def cpu_models(accel: str) -> tuple[str, ...]:
@@ -114,6 +117,7 @@ def qemu_argv(vm: Machine) -> list[str]:
         *_nics(vm, bus),
         *_disks(vm, bus),
         *_host_disks(vm, bus),
+        *vm.parameters,
     ]
 
 

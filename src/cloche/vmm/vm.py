@@ -64,6 +64,7 @@ class Vm:
         user_network: bool = False,
         images: Sequence[str] = (),
         disks: Sequence[tuple[int, bool]] = (),
+        parameters: Sequence[str] = (),
         boot: tuple[str, str, str] | None = None,
         memory_file: str = "",
         state: bytes | None = None,
@@ -102,6 +103,7 @@ class Vm:
                     (FIRST_TAP_FD + len(taps) + index, read_only)
                     for index, (_, read_only) in enumerate(disks)
                 ],
+                parameters=parameters,
             )
         )
         if state is None:

@@ -1,0 +1,72 @@
+"""A machine as the `vm` section of config.json wants it. Imported only where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloche.base.errors import ConfigError
+from cloche.guest.agent_binary import require_agent
+from cloche.guest.build import guest_of_kernel
+from cloche.model.oci_vm import VM, Kernel, read_vm
+from cloche.vmm.shape import MIB
+
+if TYPE_CHECKING:
+    from cloche.guest.guest import Guest
+    from cloche.heart.launch import Request
+    from cloche.heart.machine import Choice
+    from cloche.model.config import Settings
+
+COLD = "VM: cold boot: $.vm names parameters or an initrd, which are no part of a template"
+
+
+def apply(choice: Choice, request: Request) -> None:
+    """Change *choice* to what the config of *request* asks for; ConfigError names the field.
+
+    Path of QEMU, path of the kernel and size make a template of their own; all else is a cold boot.
+    """
+    vm = read_vm(request.glance.vm)
+    if vm.hypervisor is not None:
+        choice.shape.qemu = _there("hypervisor.path", vm.hypervisor.path)
+        choice.parameters = list(vm.hypervisor.parameters)
+    if vm.kernel is not None:
+        choice.guest = _guest(request.settings, vm.kernel)
+        choice.shape.guest_key = choice.guest.key
+        choice.words = list(vm.kernel.parameters)
+        if vm.kernel.initrd:
+            choice.initramfs = _with_initrd(vm.kernel, choice.guest, request.directory)
+    if vm.hw_config is not None and vm.hw_config.vcpus is not None:
+        choice.shape.cpus = vm.hw_config.vcpus
+    if choice.parameters or choice.words or choice.initramfs:
+        choice.cold = COLD
+    _resize(choice, vm)
+
+
+def _resize(choice: Choice, vm: VM) -> None:
+    if vm.hw_config is not None and vm.hw_config.memory is not None:
+        choice.shape.memory = -(-vm.hw_config.memory // MIB)
+
+
+def _there(field: str, path: str) -> str:
+    if not os.path.isfile(path):
+        raise ConfigError(f"$.vm.{field}: {path}: no such file")
+    return path
+
+
+def _guest(settings: Settings, kernel: Kernel) -> Guest:
+    path = Path(_there("kernel.path", kernel.path))
+    return guest_of_kernel(Path(settings.data_root), path, require_agent())
+
+
+def _with_initrd(kernel: Kernel, guest: Guest, directory: str) -> str:
+    """The user's archive, then the agent's: the kernel unpacks both, and a later file wins.
+
+    Archives are joined at multiples of 4 bytes (early-userspace/buffer-format.rst).
+    """
+    path = os.path.join(directory, "initramfs")
+    theirs = Path(_there("kernel.initrd", kernel.initrd)).read_bytes()
+    ours = Path(guest.initramfs).read_bytes()
+    with open(path, "wb") as file:
+        file.write(theirs + bytes(-len(theirs) % 4) + ours)
+    return path

@@ -1,0 +1,116 @@
+"""The ``vm`` section of config.json (OCI runtime specification, config-vm.md), and its refusals."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from cloche.base.errors import ConfigError
+from cloche.model.oci_linux import U32, U64
+from cloche.model.problems import quoted, refuse
+
+_SMALLEST = 128 << 20
+_MOST_CPUS = 255
+
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Hypervisor(Struct, frozen=True):
+    """The QEMU to run, and what its command line ends with."""
+
+    path: str
+    parameters: tuple[Text, ...] = ()
+
+
+class Kernel(Struct, frozen=True):
+    """The kernel to boot, and words for its command line."""
+
+    path: str
+    parameters: tuple[Text, ...] = ()
+    initrd: str = ""
+
+
+class Image(Struct, frozen=True):
+    """A root file system for the VM itself."""
+
+    path: str
+    format: str
+
+
+class IOMem(Struct, frozen=True):
+    """Pages of the host's I/O memory."""
+
+    first_mfn: U64 = field(name="firstMFN")
+    nr_mfns: U64 = field(name="nrMFNs")
+    first_gfn: U64 | None = field(default=None, name="firstGFN")
+
+
+class HWConfig(Struct, frozen=True, rename="camel"):
+    """The VM's size, and hardware to be passed through; *memory* is in bytes."""
+
+    device_tree: str = ""
+    vcpus: U32 | None = None
+    memory: U64 | None = None
+    dtdevs: tuple[str, ...] = ()
+    iomems: tuple[IOMem, ...] = ()
+    irqs: tuple[U32, ...] = ()
+
+
+class VM(Struct, frozen=True):
+    """What a container wants of its virtual machine."""
+
+    hypervisor: Hypervisor | None = None
+    kernel: Kernel | None = None
+    image: Image | None = None
+    hw_config: HWConfig | None = field(default=None, name="hwConfig")
+
+
+def read_vm(section: object) -> VM:
+    """The section that was glanced at, before the config as a whole is read; ConfigError."""
+    try:
+        vm = msgspec.convert(section, VM)
+    except msgspec.ValidationError as error:
+        what, _, path = str(error).partition(" - at `$")
+        raise ConfigError(f"$.vm{path.removesuffix('`')}: {what}") from None
+    check_vm(vm)
+    return vm
+
+
+def check_vm(vm: VM) -> None:
+    """ConfigError for what breaks the specification or has no meaning here."""
+    if vm.hypervisor is not None:
+        _check_absolute("hypervisor.path", vm.hypervisor.path)
+    if vm.kernel is not None:
+        _check_absolute("kernel.path", vm.kernel.path)
+        if vm.kernel.initrd:
+            _check_absolute("kernel.initrd", vm.kernel.initrd)
+    if vm.image is not None:
+        refuse(
+            "$.vm.image",
+            "the VM's own root is the initramfs of cloche's agent",
+            "a container's root belongs into root.path, a disk into linux.devices",
+        )
+    if vm.hw_config is not None:
+        _check_hardware(vm.hw_config)
+
+
+def _check_absolute(name: str, path: str) -> None:
+    if not path.startswith("/"):
+        refuse(f"$.vm.{name}", f"expected an absolute path, got {quoted(path)}")
+
+
+def _check_hardware(hardware: HWConfig) -> None:
+    for name, value in (
+        ("deviceTree", hardware.device_tree),
+        ("dtdevs", hardware.dtdevs),
+        ("iomems", hardware.iomems),
+        ("irqs", hardware.irqs),
+    ):
+        if value:
+            refuse(f"$.vm.hwConfig.{name}", "hardware cannot be passed through to an x86 QEMU so")
+    if hardware.vcpus is not None and not 0 < hardware.vcpus <= _MOST_CPUS:
+        refuse("$.vm.hwConfig.vcpus", f"expected 1 to {_MOST_CPUS}, got {hardware.vcpus}")
+    if hardware.memory is not None and hardware.memory < _SMALLEST:
+        refuse("$.vm.hwConfig.memory", f"expected {_SMALLEST} bytes at least, for the guest's own")

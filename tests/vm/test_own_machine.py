@@ -1,0 +1,116 @@
+"""The `vm` section of config.json: QEMU, kernel and size of one container's own choice."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cloche.guest.guest import current_guest
+from cloche.model.config import load_settings
+
+from . import host
+from .bundles import Bundle
+from .runtime import Runtime
+
+QEMU = "/usr/bin/qemu-system-x86_64"
+
+
+@pytest.fixture
+def kernel(program: Path, folder: Path) -> Path:
+    """A kernel image with its modules beside it, as a user may have built one."""
+    guest = current_guest(load_settings().data_root)
+    assert guest is not None, "run `cloche setup` first"
+    kernel = folder / "kernel/vmlinux"
+    kernel.parent.mkdir()
+    shutil.copyfile(guest.vmlinux, kernel)
+    modules = Path(guest.manifest["kernel_directory"], "modules")
+    shutil.copytree(modules, kernel.parent / "modules")
+    return kernel
+
+
+def test_processors_and_memory(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["vm"] = {"hwConfig": {"vcpus": 2, "memory": 200 << 20}}
+    result = cloche.run(bundle.sh("nproc; grep MemTotal /proc/meminfo"))
+    assert result.lines[0] == "2"
+    assert 100 << 10 < int(result.lines[1].split()[1]) < 200 << 10
+    assert "no template of 2 vCPU and 200 MiB" in " ".join(cloche.messages("warning"))
+
+
+def test_a_qemu_of_its_own(cloche: Runtime, bundle: Bundle, folder: Path) -> None:
+    program = folder / "qemu-system-of-mine"
+    program.symlink_to(QEMU)
+    cloche.env["CLOCHE_TEMPLATE"] = "off"
+    more = ["-device", "virtio-rng-device"]
+    bundle.config["vm"] = {"hypervisor": {"path": str(program), "parameters": more}}
+    container = cloche.start(bundle)
+    (command,) = [each for _, each in host.processes(cloche.root) if str(program) in each]
+    assert command.split()[-2:] == more
+    assert container.sh("cat /sys/bus/virtio/devices/*/device").lines.count("0x0004") == 1
+
+
+def test_parameters_are_no_part_of_a_template(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["vm"] = {"hypervisor": {"path": QEMU, "parameters": ["-name", "mine"]}}
+    assert cloche.run(bundle.sh("echo ran")).output == "ran"
+    assert any("$.vm names parameters" in each for each in cloche.messages("warning"))
+
+
+def test_a_kernel_of_its_own(cloche: Runtime, bundle: Bundle, kernel: Path) -> None:
+    guest = current_guest(load_settings().data_root)
+    words = ["cloche.test=1", 'b="c d"']
+    bundle.config["vm"] = {"kernel": {"path": str(kernel), "parameters": words}}
+    result = cloche.run(bundle.sh("cat /proc/cmdline"))
+    assert result.output.endswith(" ".join(words))
+    now = current_guest(load_settings().data_root)
+    assert guest is not None
+    assert now is not None
+    assert now.key == guest.key
+
+
+def test_an_initrd_beside_the_agents(
+    cloche: Runtime, bundle: Bundle, kernel: Path, folder: Path
+) -> None:
+    tree = folder / "tree"
+    (tree / "etc").mkdir(parents=True)
+    (tree / "etc/mine").write_text("from the initrd\n")
+    (tree / "init").write_text("no program\n")
+    archive = ["sh", "-c", "find . | cpio --quiet -o -H newc | gzip"]
+    initrd = folder / "initrd.gz"
+    initrd.write_bytes(subprocess.run(archive, cwd=tree, capture_output=True, check=True).stdout)
+    bundle.config["vm"] = {"kernel": {"path": str(kernel), "initrd": str(initrd)}}
+    # In the guest's pid namespace the agent's root can be seen.
+    spaces = bundle.linux["namespaces"]
+    bundle.linux["namespaces"] = [each for each in spaces if each["type"] != "pid"]
+    bundle.capabilities("CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE")
+    result = cloche.run(bundle.sh("cat /proc/1/root/etc/mine"))
+    assert result.output == "from the initrd"
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ({"hypervisor": {"path": "qemu"}}, "$.vm.hypervisor.path: expected an absolute path"),
+        ({"hypervisor": {"path": "/no/qemu"}}, "$.vm.hypervisor.path: /no/qemu: no such file"),
+        ({"hypervisor": {}}, "$.vm.hypervisor: Object missing required field `path`"),
+        ({"kernel": {"path": "/no/kernel"}}, "$.vm.kernel.path: /no/kernel: no such file"),
+        ({"kernel": {"path": "/etc/passwd"}}, "/etc/passwd: "),
+        ({"image": {"path": "/image", "format": "raw"}}, "$.vm.image: the VM's own root is"),
+        ({"hwConfig": {"memory": 1 << 20}}, "$.vm.hwConfig.memory: expected 134217728 bytes"),
+        ({"hwConfig": {"vcpus": 0}}, "$.vm.hwConfig.vcpus: expected 1 to 255, got 0"),
+        ({"hwConfig": {"irqs": [3]}}, "$.vm.hwConfig.irqs: hardware cannot be passed"),
+        ("qemu", "$.vm: Expected `object`, got `str`"),
+    ],
+)
+def test_what_cannot_be(cloche: Runtime, bundle: Bundle, section: object, problem: str) -> None:
+    bundle.config["vm"] = section
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert problem in message
+    assert cloche.leftovers() == []
+
+
+def test_a_qemu_that_does_not_know_a_parameter(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["vm"] = {"hypervisor": {"path": QEMU, "parameters": ["-nonsense"]}}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert "-nonsense: invalid option" in message
