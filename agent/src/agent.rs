@@ -256,7 +256,7 @@ impl Agent {
         Ok(Answer::Other)
     }
 
-    fn network(&mut self, plan: &Network) -> Outcome<()> {
+    pub fn network(&mut self, plan: &Network) -> Outcome<()> {
         let Some(slots) = &mut self.slots else {
             return Err(Failure::new("network", "devices", errno::ENODEV));
         };

@@ -22,12 +22,18 @@ use crate::files;
 use crate::process::{self, Ends, Process, Stage};
 use crate::spare::Spare;
 use crate::sys::{self, Fork};
+use crate::users;
 
 const NEWPID: u64 = raw::CLONE_NEWPID as u64;
 const NEWCGROUP: u64 = raw::CLONE_NEWCGROUP as u64;
 const NEWNS: u64 = raw::CLONE_NEWNS as u64;
-/// Namespaces that a container may have of its own. The network is the guest's, and so are users.
-const POSSIBLE: u64 = NEWPID | NEWCGROUP | NEWNS | (raw::CLONE_NEWUTS | raw::CLONE_NEWIPC) as u64;
+const NEWTIME: u64 = raw::CLONE_NEWTIME as u64;
+const NEWUSER: u64 = raw::CLONE_NEWUSER as u64;
+/// Namespaces that a container may have of its own. The network is the guest's.
+const POSSIBLE: u64 =
+    NEWPID | NEWCGROUP | NEWNS | NEWTIME | (raw::CLONE_NEWUTS | raw::CLONE_NEWIPC) as u64;
+/// Those that it has only together: a user namespace has power over a network of its own only.
+const WITH_USERS: u64 = NEWUSER | raw::CLONE_NEWNET as u64;
 
 impl Agent {
     /// Makes a container; `payload` is the request that asks for it.
@@ -37,7 +43,10 @@ impl Agent {
             return Err(Failure::worded("create", plan.id, errno::EEXIST, message));
         }
         let joined = plan.join.iter().fold(0, |flags, (_, flag)| flags | flag);
-        if (plan.namespaces | joined) & !POSSIBLE != 0 {
+        let with_users = if plan.users.0.is_some() { WITH_USERS } else { 0 };
+        let is_possible = plan.namespaces & WITH_USERS == with_users
+            && (plan.namespaces | joined) & !(POSSIBLE | with_users) == 0;
+        if !is_possible {
             let message = format!("namespaces {:#x} are not possible", plan.namespaces | joined);
             return Err(Failure::worded("create", plan.id, errno::EINVAL, message));
         }
@@ -95,6 +104,7 @@ impl Agent {
             Err(failure) => {
                 let _ = container.cgroup.kill();
                 let _ = container.cgroup.remove();
+                users::forget(plan.id);
                 Err(failure)
             }
         }
@@ -110,11 +120,18 @@ impl Agent {
             None => None,
         };
         let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
-        let flags = plan.namespaces & !NEWCGROUP | NEWNS;
+        if plan.users.0.is_some() {
+            users::prepare(plan, &wires)?;
+        }
+        // The child itself makes those that clone would make too early or not at all.
+        let flags = plan.namespaces & !(NEWCGROUP | NEWTIME) | NEWNS;
         match self.fork_into(pids.as_ref(), flags, &container.cgroup).step("clone", plan.id)? {
             Fork::Child => child::init(plan, wires),
             Fork::Parent { pid, pidfd } => {
                 drop(wires);
+                if let Some(users) = &plan.users.0 {
+                    self.admit_users(plan, users, pid, &ends)?;
+                }
                 self.adopt(container.key, None, pid, pidfd, ends, Stage::Preparing(number))
             }
         }
@@ -183,6 +200,7 @@ impl Agent {
         let init =
             io::fcntl_dupfd_cloexec(&self.process(plan.id, None)?.pidfd, 0).step(STEP, "init")?;
         let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
+        users::give_stdio(&plan.process, &wires);
         let pids = Some(&init).filter(|_| namespaces & NEWPID != 0);
         let cgroup = &self.containers[index].cgroup;
         match self.fork_into(pids, 0, cgroup).step("clone", plan.exec_id)? {
@@ -327,6 +345,9 @@ impl Agent {
     pub fn forget(&mut self, container: &Container) {
         self.processes.retain(|process| process.container != container.key);
         let removed = container.cgroup.remove();
+        if container.namespaces & NEWUSER != 0 {
+            users::forget(&container.id);
+        }
         let Some(number) = container.deleting else {
             return;
         };

@@ -31,6 +31,7 @@ mod start;
 mod streams;
 mod syncer;
 mod sys;
+mod users;
 
 use alloc::vec::Vec;
 

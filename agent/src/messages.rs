@@ -40,7 +40,8 @@ structures! {
         cgroup: &'a str, cgroup_values: Vec<Setting<'a>>, sysctls: Vec<Setting<'a>>,
         devices: Vec<Device<'a>>, links: Vec<(&'a str, &'a str)>, masked_paths: Vec<&'a str>,
         read_only_paths: Vec<&'a str>, propagation: u64, process: Process<'a>,
-        start_hooks: Vec<Hook<'a>>,
+        start_hooks: Vec<Hook<'a>>, users: Maybe<Option<Users<'a>>>,
+        time_offsets: Maybe<Option<&'a str>>,
     }
 
     Device<'a> {
@@ -59,8 +60,11 @@ structures! {
         permitted: u64, ambient: u64, rlimits: Vec<(u32, u64, u64)>, no_new_privs: bool,
         seccomp: Option<&'a [u8]>, seccomp_flags: u32, oom_score_adj: Option<i32>,
         terminal: bool, rows: u16, columns: u16, stdin: u32, stdout: u32, stderr: u32,
-        tuning: Maybe<Option<Tuning<'a>>>,
+        tuning: Maybe<Option<Tuning<'a>>>, stdio_owner: Maybe<Option<u32>>,
     }
+
+    /// A user namespace, with what uid_map and gid_map of proc(5) are to hold.
+    Users<'a> { uid_map: &'a str, gid_map: &'a str, network: Maybe<Option<Network<'a>>>, }
 
     Tuning<'a> {
         sched_attr: Maybe<Option<&'a [u8]>>, io_priority: Maybe<Option<u32>>,

@@ -39,6 +39,8 @@ pub struct Slots {
     /// The namespace with slot 0, and its index there.
     connected: OwnedFd,
     slot0: Option<u32>,
+    /// Where slot 0 still is, if not there.
+    parked: Option<OwnedFd>,
     /// The `network` request has asked for interfaces.
     pub is_connected: bool,
 }
@@ -67,7 +69,7 @@ impl Slots {
             slot0 = Some(settle("slot0")?);
         }
         new_namespace()?;
-        Ok(Slots { devices, first, connected, slot0, is_connected: false })
+        Ok(Slots { devices, first, connected, slot0, parked: None, is_connected: false })
     }
 
     /// Sets the network up as asked; what is created from now on lives in it.
@@ -90,6 +92,29 @@ impl Slots {
         Ok(())
     }
 
+    /// Makes a container's own `namespace` the one that slot 0 belongs in, and enters it.
+    pub fn rehome(&mut self, namespace: OwnedFd) -> Result<()> {
+        if self.is_connected {
+            // Another container has the devices.
+            return Err(Errno::BUSY);
+        }
+        sys::setns(&namespace, NEWNET)?;
+        change(&open_netlink()?, &Link { index: LOOPBACK, up: true, ..Link::default() })?;
+        let before = core::mem::replace(&mut self.connected, namespace);
+        self.parked.get_or_insert(before);
+        Ok(())
+    }
+
+    /// Brings slot 0 from where it is `parked` to where it is wanted.
+    fn fetch(&mut self, parked: &OwnedFd) -> Result<()> {
+        let Some(index) = self.slot0 else { return Ok(()) };
+        sys::setns(parked, NEWNET)?;
+        move_device(&open_netlink()?, index, &self.connected)?;
+        sys::setns(&self.connected, NEWNET)?;
+        self.slot0 = Some(settle("slot0")?);
+        Ok(())
+    }
+
     /// The namespace with slot 0.
     pub fn connected(&self) -> &OwnedFd {
         &self.connected
@@ -99,6 +124,9 @@ impl Slots {
     fn device(&mut self, slot: u32) -> Result<u32> {
         let index = *self.devices.get(slot as usize).ok_or(Errno::NODEV)?;
         if slot == 0 {
+            if let Some(parked) = self.parked.take() {
+                self.fetch(&parked)?;
+            }
             return self.slot0.ok_or(Errno::NODEV);
         }
         let name = format!("slot{slot}");

@@ -245,12 +245,12 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> Result<()> {
     Ok(())
 }
 
-/// Sets one resource limit of this process.
-pub fn set_limit(resource: u32, soft: u64, hard: u64) -> Result<()> {
+/// Sets one resource limit of the process `pid` (0: this one).
+pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<()> {
     let limit: [u64; 2] = [soft, hard];
     let at = ptr::addr_of!(limit) as usize;
     // SAFETY: the limit outlives the call.
-    unsafe { syscall(raw::__NR_prlimit64, [0, resource as usize, at, 0, 0]) }.map(drop)
+    unsafe { syscall(raw::__NR_prlimit64, [pid as usize, resource as usize, at, 0, 0]) }.map(drop)
 }
 
 /// Sets the file mode creation mask.

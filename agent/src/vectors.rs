@@ -202,6 +202,19 @@ fn fields_that_may_be_left_out_are_read_if_they_are_there() {
 }
 
 #[test]
+fn a_container_may_have_users_and_clocks() {
+    let bytes = frame_of("create, with users")[frames::HEADER..].to_vec();
+    let Ok(Request::Create(plan)) = messages::request(&bytes).1 else {
+        panic!("not a create");
+    };
+    let users = plan.users.0.unwrap();
+    assert_eq!((users.uid_map, users.gid_map), ("0 100000 65536\n", "0 100000 65536\n"));
+    assert!(!users.network.0.unwrap().interfaces.is_empty());
+    assert_eq!(plan.time_offsets.0, Some("boottime 5 0\n"));
+    assert_eq!(plan.process.stdio_owner.0, Some(100_000));
+}
+
+#[test]
 fn a_process_may_be_tuned() {
     let bytes = frame_of("exec, tuned")[frames::HEADER..].to_vec();
     let Ok(Request::Exec(plan)) = messages::request(&bytes).1 else {

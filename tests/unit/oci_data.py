@@ -140,6 +140,10 @@ def full() -> dict[str, Any]:
             {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 416}
             | {"uid": 5, "gid": 6}
         ],
+        "namespaces": [*config["linux"]["namespaces"], {"type": "user"}, {"type": "time"}],
+        "uidMappings": [{"containerID": 0, "hostID": 100_000, "size": 65_536}],
+        "gidMappings": [{"containerID": 0, "hostID": 100_000, "size": 65_536}],
+        "timeOffsets": {"boottime": {"secs": 100}},
         "cgroupsPath": "/web",
         "rootfsPropagation": "private",
         "resources": _resources(),

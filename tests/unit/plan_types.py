@@ -84,6 +84,14 @@ class Process(Struct, forbid_unknown_fields=True):
     stdout: U32
     stderr: U32
     tuning: Tuning | None = None
+    stdio_owner: U32 | None = None
+
+
+class Users(Struct, forbid_unknown_fields=True):
+    """A user namespace."""
+
+    uid_map: str
+    gid_map: str
 
 
 class Container(Struct, forbid_unknown_fields=True):
@@ -107,3 +115,5 @@ class Container(Struct, forbid_unknown_fields=True):
     propagation: U32
     process: Process
     start_hooks: list[Hook]
+    users: Users | None = None
+    time_offsets: str | None = None

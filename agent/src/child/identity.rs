@@ -25,7 +25,7 @@ pub fn set_oom_score(process: &Process) -> Outcome<()> {
 /// Sets the resource limits, while they may still be raised.
 pub fn set_limits(process: &Process) -> Outcome<()> {
     for &(resource, soft, hard) in &process.rlimits {
-        sys::set_limit(resource, soft, hard).step("rlimit", &format!("{resource}"))?;
+        sys::set_limit(0, resource, soft, hard).step("rlimit", &format!("{resource}"))?;
     }
     Ok(())
 }
@@ -46,6 +46,11 @@ pub fn tune(plan: &Tuning) -> Outcome<()> {
         sys::set_personality(domain).step("set", "personality")?;
     }
     Ok(())
+}
+
+/// Becomes root of the user namespace that this process is in, with all capabilities there.
+pub fn become_mapped_root() -> Outcome<()> {
+    sys::become_user(0, 0, &[]).step("user", "0:0")
 }
 
 /// Drops to the process's user and capabilities; changes to its working directory.

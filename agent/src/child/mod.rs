@@ -4,6 +4,7 @@
 //! descriptor, if it has one), `e` and the failure if something went wrong. The pipe closes by
 //! itself when the program is executed.
 
+mod clocks;
 mod hooks;
 mod identity;
 mod program;
@@ -42,6 +43,8 @@ const FIRST_FREE: RawFd = 6;
 const CLONE_NEWCGROUP: u64 = raw::CLONE_NEWCGROUP as u64;
 const CLONE_NEWPID: u64 = raw::CLONE_NEWPID as u64;
 const CLONE_NEWNET: u64 = raw::CLONE_NEWNET as u64;
+const CLONE_NEWTIME: u64 = raw::CLONE_NEWTIME as u64;
+const CLONE_NEWUSER: u64 = raw::CLONE_NEWUSER as u64;
 
 /// The child's ends of its pipes. `None` among the standard streams: /dev/null.
 pub struct Wires {
@@ -120,6 +123,15 @@ fn read_exact(pipe: BorrowedFd, mut buffer: &mut [u8]) -> sys::Result<()> {
 /// Enters the namespaces that the clone did not make.
 fn enter(plan: &Container, wires: Wires) -> Outcome<()> {
     settle(wires, None)?;
+    if plan.users.0.is_some() {
+        await_mapping();
+    }
+    if plan.namespaces & CLONE_NEWTIME != 0 {
+        clocks::enter(plan.time_offsets.0)?;
+    }
+    if plan.users.0.is_some() {
+        identity::become_mapped_root()?;
+    }
     for (path, flag) in plan.join.iter().filter(|(_, flag)| *flag != CLONE_NEWPID) {
         let namespace = files::open(*path, OFlags::RDONLY).step("join namespace", path)?;
         sys::setns(&namespace, *flag).step("join namespace", path)?;
@@ -136,7 +148,9 @@ type Prepared = Outcome<(Program, Option<OwnedFd>)>;
 
 fn prepare_init(plan: &Container, stock: Stock) -> Prepared {
     let process = &plan.process;
-    identity::set_oom_score(process)?;
+    if plan.users.0.is_none() {
+        identity::set_oom_score(process)?;
+    }
     let root = rootfs::build(plan, stock)?;
     let terminal = terminal_of(process, Some(&root))?;
     rootfs::finish(plan, &root)?;
@@ -172,7 +186,15 @@ fn prepare_exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires
     identity::set_oom_score(process)?;
     // SAFETY: `settle` made this the descriptor of the container's init, and it stays open.
     let init = unsafe { BorrowedFd::borrow_raw(EXTRA) };
+    let is_mapped = namespaces & CLONE_NEWUSER != 0;
+    if is_mapped {
+        // Inside, no limit may be raised any more.
+        identity::set_limits(process)?;
+    }
     sys::setns(init, namespaces & !CLONE_NEWPID).step("join namespaces", "container")?;
+    if is_mapped {
+        identity::become_mapped_root()?;
+    }
     let terminal = terminal_of(process, None)?;
     Ok((become_process(process)?, terminal))
 }
@@ -267,6 +289,15 @@ fn send(report: &[u8]) {
     let pipe = unsafe { BorrowedFd::borrow_raw(REPORT) };
     // If the agent does not listen any more, this process is about to be killed anyway.
     let _ = io::write(pipe, report);
+}
+
+/// Waits until the agent has mapped the users of this process.
+fn await_mapping() {
+    // SAFETY: `settle` made this the go pipe, and it stays open.
+    let pipe = unsafe { BorrowedFd::borrow_raw(GO) };
+    if read_exact(pipe, &mut [0]).is_err() {
+        sys::exit(1)
+    }
 }
 
 /// Waits until the agent says so; a closed pipe means that this process is not wanted any more.

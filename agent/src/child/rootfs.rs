@@ -19,6 +19,7 @@ use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::mounts;
 use crate::sys;
+use crate::users;
 
 use super::stock::Stock;
 
@@ -54,7 +55,10 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
             None => mounts::mount(&root, mount)?,
         }
     }
-    make_devices(&root, &plan.devices)?;
+    match plan.users.0 {
+        None => make_devices(&root, &plan.devices)?,
+        Some(_) => bind_devices(&root, plan)?,
+    }
     for &(to, path) in &plan.links {
         make_link(&root, to, path).step("link", path)?;
     }
@@ -110,7 +114,8 @@ fn make_devices(root: &OwnedFd, devices: &[Device]) -> Outcome<()> {
     Ok(())
 }
 
-fn make_device(folder: &OwnedFd, name: &str, device: &Device) -> sys::Result<()> {
+/// Makes a device node, with the owner and, as far as the umask lets it, the mode of the plan.
+pub fn make_device(folder: &OwnedFd, name: &str, device: &Device) -> sys::Result<()> {
     let kind = FileType::from_raw_mode(device.mode);
     let mode = Mode::from_raw_mode(device.mode & 0o7777);
     let number = match device.disk.0 {
@@ -127,6 +132,26 @@ fn make_device(folder: &OwnedFd, name: &str, device: &Device) -> sys::Result<()>
     }
     let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
     fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// In a user namespace: binds the nodes that the agent has made outside of it.
+fn bind_devices(root: &OwnedFd, plan: &Container) -> Outcome<()> {
+    let nodes = users::nodes_of(plan.id);
+    for (index, device) in plan.devices.iter().enumerate() {
+        bind_device(root, device.path, &format!("{nodes}/{index}")).step("bind", device.path)?;
+    }
+    Ok(())
+}
+
+fn bind_device(root: &OwnedFd, path: &str, node: &str) -> sys::Result<()> {
+    let (folder, name) = mounts::parent_in_root(root, path)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW;
+    match files::open_at(&folder, name, flags) {
+        Err(Errno::EXIST) => return Ok(()),
+        result => drop(result?),
+    }
+    let target = files::open_at(&folder, name, OFlags::PATH | OFlags::NOFOLLOW)?;
+    mounts::attach(mounts::clone_tree(fs::CWD, node, false)?, target)
 }
 
 fn make_link(root: &OwnedFd, to: &str, path: &str) -> sys::Result<()> {

@@ -157,6 +157,13 @@ class Container:
                     return ""
         return ""
 
+    def adopts_network(self, network: dict[str, Any]) -> bool:
+        """Have *network* set up along with the container, where its users are to own it."""
+        users = self.plan.get("users")
+        if users is not None:
+            users["network"] = network
+        return users is not None
+
     def create(self) -> Future:
         """Ask the guest to create it."""
         future = self.sandbox.agent.call("create", self.plan)

@@ -131,7 +131,7 @@ class Sandbox:
         await self.parent.hooks_done()
         self.request.timings.mark("hooks done")
         network = self._network(container)
-        if network is not None:
+        if network is not None and not container.adopts_network(network):
             steps.append(self.agent.call("network", network))
         created = container.create()
         steps.append(created)

@@ -12,8 +12,11 @@ import msgspec
 from cloche.base.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
+    CLONE_NEWNET,
     CLONE_NEWNS,
     CLONE_NEWPID,
+    CLONE_NEWTIME,
+    CLONE_NEWUSER,
     CLONE_NEWUTS,
 )
 from cloche.model.capabilities import mask
@@ -24,6 +27,7 @@ from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
+from cloche.model.users import mapped_devices, namespace_plan, stdio_owner
 from cloche.model.validate import config_warnings, is_bind, process_warnings, sysctl_path
 
 if TYPE_CHECKING:
@@ -43,13 +47,17 @@ __all__ = [
 
 DEFAULT_UMASK = 0o022  # runc's
 
-# A network namespace is made or joined on the host; the guest's network is the container's.
+# A network namespace is made or joined on the host; the guest's network is the container's, and
+# moves into a user namespace with it.
 _CLONE = {
     "cgroup": CLONE_NEWCGROUP,
     "ipc": CLONE_NEWIPC,
     "mount": CLONE_NEWNS,
     "network": 0,
     "pid": CLONE_NEWPID,
+    "time": CLONE_NEWTIME,
+    # One without a network of its own would have no power over any.
+    "user": CLONE_NEWUSER | CLONE_NEWNET,
     "uts": CLONE_NEWUTS,
 }
 
@@ -93,6 +101,7 @@ def compile_container(
         "propagation": PROPAGATION.get(linux.rootfs_propagation, MS_SLAVE | MS_REC),
         "process": _process(config.process, config, seccomp, streams, terminal_size),
         "start_hooks": _start_hooks(config, container_id, bundle),
+        **namespace_plan(config),
     }
     seccomp_notes = list(seccomp.warnings) if seccomp else []
     return plan, config_warnings(config) + device_notes + seccomp_notes
@@ -153,8 +162,10 @@ def _process(
         "stdout": stdout,
         "stderr": stderr,
     }
-    tuned = tuning(process, first, config.linux.personality, is_exec=process is not first)
-    return {**plan, "tuning": tuned} if tuned else plan
+    is_exec = process is not first
+    tuned = tuning(process, first, config.linux.personality, is_exec=is_exec)
+    plan |= {"tuning": tuned} if tuned else {}
+    return plan | stdio_owner(process, config.linux, "$" if is_exec else "$.process")
 
 
 def _first_given(*values: int | None) -> int | None:
@@ -183,7 +194,8 @@ def _own_dev(config: Config) -> bool:
 def _devices(config: Config, layout: Layout) -> tuple[list[dict[str, object]], list[str]]:
     if _own_dev(config):
         return [], []
-    return device_plan(config.linux.devices, layout.disks)
+    devices, notes = device_plan(config.linux.devices, layout.disks)
+    return mapped_devices(devices, config.linux), notes
 
 
 def _capabilities(sets: Capabilities | None) -> dict[str, object]:

@@ -16,6 +16,7 @@ from cloche.model.problems import quoted, refuse
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import check_personality, check_scheduling
 from cloche.model.seccomp_profile import check_seccomp
+from cloche.model.users import check_clocks, check_users
 
 if TYPE_CHECKING:
     from cloche.model.oci import Capabilities, Config, Hook, Mount, Process
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
 
-NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "uts")
+NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 _LATER = "not supported by this version of cloche"
 
 
@@ -173,8 +174,6 @@ def _check_namespaces(linux: Linux) -> None:
     seen = set()
     for index, namespace in enumerate(linux.namespaces):
         path = f"$.linux.namespaces[{index}]"
-        if namespace.type in ("user", "time"):
-            refuse(f"{path}.type", f"a {namespace.type} namespace is {_LATER}")
         if namespace.type not in NAMESPACES:
             refuse(f"{path}.type", f"expected one of {NAMESPACES}, got {quoted(namespace.type)}")
         if namespace.type in seen:
@@ -187,13 +186,8 @@ def _check_namespaces(linux: Linux) -> None:
         if namespace.path and not namespace.path.startswith("/"):
             refuse(f"{path}.path", f"expected an absolute path, got {quoted(namespace.path)}")
         seen.add(namespace.type)
-    for name, value in (
-        ("uidMappings", linux.uid_mappings),
-        ("gidMappings", linux.gid_mappings),
-        ("timeOffsets", linux.time_offsets),
-    ):
-        if value:
-            refuse(f"$.linux.{name}", f"the namespace that it belongs to is {_LATER}")
+    check_users(linux)
+    check_clocks(linux)
 
 
 def sysctl_path(name: str) -> str:
