@@ -17,7 +17,8 @@ RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
 BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
 DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
-TEST_PACKAGES := $(DOCKER_PACKAGES) procps cpio strace bzip2 lz4
+PODMAN_PACKAGES := podman conmon netavark aardvark-dns catatonit iptables
+TEST_PACKAGES := $(DOCKER_PACKAGES) $(PODMAN_PACKAGES) procps cpio strace bzip2 lz4
 
 # The order of prerequisites is the order of work: packages before the compiler they bring.
 .NOTPARALLEL:
@@ -40,6 +41,7 @@ install: root deps agent ## install cloche below PREFIX and its command into BIN
 .PHONY: uninstall
 uninstall: ## take the installation out again (data in /var/lib/cloche stays)
 	@if grep -qs '"$(BIN)/cloche"' /etc/docker/daemon.json; then $(BIN)/cloche uninstall docker; fi
+	@if grep -qs '"$(BIN)/cloche"' /etc/containers/containers.conf.d/cloche.conf; then $(BIN)/cloche uninstall podman; fi
 	rm -rf $(PREFIX) $(BIN)/cloche
 
 .PHONY: root

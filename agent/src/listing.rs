@@ -23,6 +23,9 @@ struct Entry {
     pid: i32,
     ppid: i32,
     uid: u32,
+    gid: u32,
+    /// As seen in its own pid namespace.
+    nspid: i32,
     start_ns: u64,
     cpu_ns: u64,
     command: String,
@@ -54,7 +57,11 @@ pub fn list(pids: &[i32]) -> Listing {
 fn describe(pid: i32) -> Result<Entry> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let folder = files::open(format!("/proc/{pid}").as_str(), flags)?;
-    let uid = fs::fstat(&folder)?.st_uid;
+    let owner = fs::fstat(&folder)?;
+    let status = files::read_at(&folder, "status")?;
+    let status = String::from_utf8_lossy(&status);
+    let nspid = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let nspid = nspid.and_then(|pids| pids.split_ascii_whitespace().last()?.parse().ok());
     let stat = files::read_at(&folder, "stat")?;
     let stat = String::from_utf8_lossy(&stat);
     // The name in parentheses may hold anything; what follows it is plain (proc(5)).
@@ -66,7 +73,9 @@ fn describe(pid: i32) -> Result<Entry> {
     Ok(Entry {
         pid,
         ppid: field(4).unwrap_or(0) as i32,
-        uid,
+        uid: owner.st_uid,
+        gid: owner.st_gid,
+        nspid: nspid.unwrap_or(pid),
         start_ns: field(22).unwrap_or(0) * TICK_NS,
         cpu_ns: (user + system) * TICK_NS,
         command: command(files::read_at(&folder, "cmdline")?, name),
@@ -92,13 +101,17 @@ impl Entry {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut writer = Writer { out: &mut out };
-        writer.map(6);
+        writer.map(8);
         writer.str("pid");
         writer.int(self.pid.into());
         writer.str("ppid");
         writer.int(self.ppid.into());
         writer.str("uid");
         writer.uint(self.uid.into());
+        writer.str("gid");
+        writer.uint(self.gid.into());
+        writer.str("nspid");
+        writer.int(self.nspid.into());
         writer.str("start_ns");
         writer.uint(self.start_ns);
         writer.str("cpu_ns");

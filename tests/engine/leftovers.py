@@ -9,7 +9,7 @@ from .client import Docker
 from .dockerd import wait_until
 
 
-def _processes_of(container_id: str) -> list[str]:
+def processes_of(container_id: str) -> list[str]:
     """Command lines of the processes that have the container's id in them, or in their cgroup."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -36,7 +36,7 @@ def traces(docker: Docker, container_id: str) -> dict[str, list[str]]:
     exec_root = docker.engine.directory / "exec"
     folders = [exec_root, Path("/run/cloche"), *docker.engine.cgroup_folders()]
     return {
-        "processes": _processes_of(container_id),
+        "processes": processes_of(container_id),
         "mounts": [line for line in docker.engine.mounts().splitlines() if container_id in line],
         "files": [
             str(path) for top in folders if top.exists() for path in top.rglob(f"*{container_id}*")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cloche.base.errors import ClocheError, ConfigError
-from cloche.engine import docker
 from cloche.engine.docker import install_docker, main_install, main_uninstall, uninstall_docker
 from cloche.engine.dockerd import find_dockerd
+from cloche.engine.program import NAME
 
 RUNTIME = Path(sys.executable)
 """Any program will do: it is named in the file and not started."""
@@ -217,7 +217,7 @@ def test_pid_of_another_program_is_no_dockerd(tmp_path: Path) -> None:
 def test_main(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["docker", "--config", str(file)]
     assert main_install([*arguments, "--default", "--runtime", str(RUNTIME)]) == 0
-    assert _content(file)["default-runtime"] == docker.NAME
+    assert _content(file)["default-runtime"] == NAME
     assert f"{file}: changed" in capsys.readouterr().out
     assert main_uninstall(arguments) == 0
     assert _content(file) == OTHERS

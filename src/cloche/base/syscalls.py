@@ -23,6 +23,7 @@ MS_NODEV = 0x4
 MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
+MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SHARED = 0x100000
@@ -31,6 +32,9 @@ MS_SLAVE = 0x80000
 MNT_DETACH = 0x2
 
 EINVAL = 22  # errno proper is one more module to import
+
+RESOLVE_IN_ROOT = 0x10
+_OPENAT2 = 437  # the same on every architecture
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -100,6 +104,39 @@ def follow_host_mounts() -> None:
 def umount(target: str, flags: int = 0) -> None:
     """umount2(2); OSError names the target."""
     _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+def open_in_root(root: int, path: str) -> int:
+    """An O_PATH descriptor of *path*, with the folder *root* as `/` for it and for its symlinks.
+
+    openat2(2), RESOLVE_IN_ROOT; OSError names the path.
+    """
+    how = _OpenHow(os.O_PATH | os.O_CLOEXEC, 0, RESOLVE_IN_ROOT)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    name = ctypes.c_char_p(os.fsencode(path))
+    return _check(_libc.syscall(_OPENAT2, root, name, ctypes.byref(how), size), path)
+
+
+def fanotify_opens(path: str) -> int:
+    """A fanotify(7) queue that permits, or not, each open below the mount at *path*.
+
+    Non-blocking; OSError where the kernel was built without it.
+    """
+    content_class, nonblock, cloexec = 0x4, 0x2, 0x1
+    events = os.O_RDONLY | os.O_CLOEXEC
+    queue = _check(_libc.fanotify_init(content_class | nonblock | cloexec, events), "fanotify")
+    add_mount, open_perm, on_dir, at_fdcwd = 0x1 | 0x10, 0x10000, 0x40000000, -100
+    mask = ctypes.c_uint64(open_perm | on_dir)
+    _check(_libc.fanotify_mark(queue, add_mount, mask, at_fdcwd, os.fsencode(path)), path)
+    return queue
 
 
 def prctl(option: int, value: int) -> None:

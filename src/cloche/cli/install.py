@@ -8,26 +8,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.cli.main import Context
 
-ENGINES = ("docker",)
+ENGINES = ("docker", "podman")
 
 
 def install(context: Context, args: list[str]) -> int:
-    """`cloche install docker [--default]`."""
-    from cloche.engine.docker import main_install
+    """`cloche install docker | podman [--default]`."""
+    if _engine("install", args) == "podman":
+        from cloche.engine import podman
 
-    return main_install(_for_engine("install", args))
+        return podman.main_install(args)
+    from cloche.engine import docker
+
+    return docker.main_install(args)
 
 
 def uninstall(context: Context, args: list[str]) -> int:
-    """`cloche uninstall docker`."""
-    from cloche.engine.docker import main_uninstall
+    """`cloche uninstall docker | podman`."""
+    if _engine("uninstall", args) == "podman":
+        from cloche.engine import podman
 
-    return main_uninstall(_for_engine("uninstall", args))
+        return podman.main_uninstall(args)
+    from cloche.engine import docker
+
+    return docker.main_uninstall(args)
 
 
-def _for_engine(verb: str, args: list[str]) -> list[str]:
+def _engine(verb: str, args: list[str]) -> str:
+    """The engine that *args* begin with; ConfigError when they name none that we know."""
     if not args or args[0] not in (*ENGINES, "--help", "-h"):
         raise ConfigError(
             f"{verb}: name an engine", hint=f"cloche {verb} {' | '.join(ENGINES)} [flags]"
         )
-    return args
+    return args[0]

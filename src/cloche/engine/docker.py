@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,9 +21,9 @@ from typing import Any
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
 from cloche.engine.dockerd import Daemon, Runtimes, find_dockerd
+from cloche.engine.program import NAME, check_program, this_program
 
 CONFIG = Path("/etc/docker/daemon.json")
-NAME = "cloche"
 STOCK = "runc"
 """The runtime that dockerd always knows, and its default where the file names none."""
 
@@ -57,7 +55,7 @@ def install_docker(path: Path, runtime: Path, *, default: bool) -> Report:
     used, which is left as it was, and ClocheError for a file that cannot be written and for a
     dockerd that does not take it over.
     """
-    _check_runtime(runtime)
+    check_program(runtime)
     config = _read(path)
     wanted = _with_entry(path, config, runtime, default=default)
     daemon = find_dockerd(config)
@@ -106,13 +104,6 @@ def _tell(daemon: Daemon | None, taken: Callable[[Runtimes], bool]) -> str:
     if daemon.reload(taken):
         return "has taken it over, its containers run on"
     return f"was told (SIGHUP to pid {daemon.pid}); {daemon.socket} does not answer"
-
-
-def _check_runtime(runtime: Path) -> None:
-    if not runtime.is_absolute():
-        raise ConfigError(f"{runtime}: not an absolute path", hint="dockerd needs one")
-    if not os.access(runtime, os.X_OK) or runtime.is_dir():
-        raise ConfigError(f"{runtime}: not a program", hint="name the cloche command: --runtime")
 
 
 def _check_flags(daemon: Daemon | None, *, default: bool) -> None:
@@ -235,7 +226,7 @@ def main_install(args: list[str]) -> int:
     )
     parser.add_argument("--runtime", type=Path, help="the cloche command (default: this one)")
     chosen = parser.parse_args(args)
-    runtime = chosen.runtime or _this_program()
+    runtime = chosen.runtime or this_program()
     print(install_docker(chosen.config, runtime, default=chosen.default))
     print(f"try: docker run --rm --runtime {NAME} IMAGE uname -r")
     return 0
@@ -253,12 +244,3 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("engine", choices=["docker"], help="the engine to change")
     parser.add_argument("--config", type=Path, default=CONFIG, help=f"default: {CONFIG}")
     return parser
-
-
-def _this_program() -> Path:
-    """The command that was typed: found in PATH, or by its own path."""
-    typed = sys.argv[0]
-    found = shutil.which(typed) or shutil.which(NAME)
-    if found is None:
-        raise ClocheError(f"{typed}: the cloche command was not found", hint="name it: --runtime")
-    return Path(os.path.abspath(found))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cloche.base.loop import Future
     from cloche.heart.launch import Request
     from cloche.heart.sandbox import Sandbox
+    from cloche.host.view import View
     from cloche.model.oci_linux import Resources
 
 IMAGE_ROOT = "/run/image"
@@ -120,6 +121,14 @@ class Container:
                 hint="the bundle's root file system must be mounted or unpacked there",
             )
         return self.sandbox.share.bind(self.rootfs, f"{self.id}/rootfs")
+
+    def open_view(self) -> View | None:
+        """Show the root folder to those who enter our mount namespace; None for an image."""
+        if self.request.image:
+            return None
+        from cloche.host.view import View
+
+        return View(self.rootfs, os.path.join(self.request.directory, "view"))
 
     def image_mounts(self) -> list[dict[str, Any]]:
         """The image's block slot, and a writable overlay in the guest's memory over it."""

@@ -66,6 +66,8 @@ class Sandbox:
         self.control: ControlServer | None = None
         self.guest_share = GUEST_SHARE
         self.network: GuestNetwork | None = None
+        self._hello: Future
+        self._hello_at = 0.0
         self._numbers = 0
         self._next_oom = 0.0
         self.oom_news = OomNews(loop)
@@ -88,10 +90,15 @@ class Sandbox:
         self.request.timings.mark("plan ready")
         await self._create(container, steps)
         self._serve(container)
+        view = container.open_view()
         container.save(RUNNING if self.request.at_once else CREATED)
         self.parent.created(
             self.warnings, self.request.timings.marks, interrupted=self._interrupted
         )
+        if view is not None:
+            from cloche.heart.view import furnish
+
+            furnish(view, container)
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
         gc.enable()
@@ -108,12 +115,17 @@ class Sandbox:
         await self.vm.running
         guard.cancel()
         self.request.timings.mark("VM resumed")
-        hello = self.agent.hello()
+        hello = self._hello = self.agent.hello()
+        self._hello_at = time.monotonic()
         if self.vm.is_booting:
             # Nobody listens for seconds to come: a clock told now would be slow by them.
             await self._in_time(hello)
         renewed = self.agent.call("renew", self._renewal())
         return [hello, renewed, self.agent.call("mount", _share_mount())]
+
+    def greeted(self) -> tuple[int, float]:
+        """What the guest's boot clock (ns) showed when it was greeted, and time.monotonic then."""
+        return int(self._hello.value["boot_ns"]), self._hello_at
 
     async def _in_time(self, *steps: Future) -> None:
         """Wait for answers of the agent; a silent one ends the VM, and so the waiting."""

@@ -1,0 +1,151 @@
+"""A /proc of the guest's processes for those who enter the supervisor's mount namespace.
+
+`podman top` goes there and reads /proc/<pid>/{stat,status,cmdline} (its library psgo,
+internal/process). Those files are made when somebody asks for them: an open of the folder waits
+for our permission (fanotify(7), FAN_OPEN_PERM), and gets it once the guest has told what runs. The
+kernel gives it by itself when this process is gone.
+
+Imported only where a container has a /proc, after its start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import time
+from typing import TYPE_CHECKING, Any
+
+from cloche.base import syscalls
+from cloche.base.loop import READ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.base.loop import Future, Loop
+
+# A guest that does not answer must not hold up whoever looks.
+TIMEOUT_S = 3.0
+TICKS_PER_SECOND = 100  # USER_HZ, for every program
+SIZE = "4m"
+_EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
+_RESPONSE = struct.Struct("=iI")
+_ALLOW = 1
+
+
+class ProcView:
+    """A folder that shows processes, those of the moment in which it is opened.
+
+    *processes* asks the guest (the agent's `processes`), *boot* is when it was booted (s since the
+    epoch). OSError where the kernel has no fanotify with permissions.
+    """
+
+    def __init__(
+        self, loop: Loop, folder: int, processes: Callable[[], Future], boot: Callable[[], float]
+    ) -> None:
+        self._loop = loop
+        self._processes = processes
+        self._boot = boot
+        self._shown: set[str] = set()
+        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
+        path = f"/proc/self/fd/{folder}"
+        syscalls.mount("cloche-proc", path, "tmpfs", flags, f"mode=555,size={SIZE}")
+        # Two mounts of it: we write through the one below, which nobody waits on.
+        self._files = f"/proc/self/fd/{_reopened(folder)}"
+        self._write("stat", f"btime {_host_boot()}\n")
+        syscalls.mount(self._files, path, flags=syscalls.MS_BIND)
+        outside = _reopened(folder)
+        self._inode = os.fstat(outside).st_ino
+        self._queue = syscalls.fanotify_opens(f"/proc/self/fd/{outside}")
+        os.close(outside)
+        loop.watch(self._queue, READ, self._on_readable)
+
+    def _on_readable(self, _: int) -> None:
+        try:
+            data = os.read(self._queue, 4096)
+        except BlockingIOError:
+            return
+        waiting = []
+        while len(data) >= _EVENT.size:
+            length, _version, _reserved, _size, _mask, fd, _pid = _EVENT.unpack_from(data)
+            data = data[length:]
+            if fd >= 0 and os.fstat(fd).st_ino == self._inode:
+                waiting.append(fd)
+            elif fd >= 0:
+                self._allow([fd])
+        if waiting:
+            self._refresh(waiting)
+
+    def _refresh(self, waiting: list[int]) -> None:
+        timer = self._loop.call_later(TIMEOUT_S, lambda: self._allow(waiting))
+
+        def told(future: Future) -> None:
+            timer.cancel()
+            try:
+                self._show([] if future.error else future.value)
+            finally:
+                self._allow(waiting)
+
+        self._processes().on_done(told)
+
+    def _allow(self, fds: list[int]) -> None:
+        while fds:
+            fd = fds.pop()
+            os.write(self._queue, _RESPONSE.pack(fd, _ALLOW))
+            os.close(fd)
+
+    def _show(self, processes: list[dict[str, Any]]) -> None:
+        inside = {int(process["pid"]): int(process["nspid"]) for process in processes}
+        pids = {str(pid) for pid in inside.values()}
+        for gone in self._shown - pids:
+            shutil.rmtree(f"{self._files}/{gone}", ignore_errors=True)
+        self._shown = pids
+        shift = self._boot() - _host_boot()
+        for process in processes:
+            self._show_one(process, inside.get(int(process["ppid"]), 0), shift)
+
+    def _show_one(self, process: dict[str, Any], parent: int, shift: float) -> None:
+        pid, command = int(process["nspid"]), str(process["command"])
+        uid, gid = int(process["uid"]), int(process["gid"])
+        name = os.path.basename(command.split(" ")[0])[:15] or "?"
+        start = int((process["start_ns"] / 1e9 + shift) * TICKS_PER_SECOND)
+        ticks = int(process["cpu_ns"]) * TICKS_PER_SECOND // 10**9
+        # proc(5): ppid is field 4, utime 14, starttime 22; what the guest did not tell is 0.
+        fields = [0] * 52
+        fields[0], fields[3], fields[13], fields[21] = pid, parent, ticks, max(0, start)
+        stat = f"{pid} ({name}) S " + " ".join(map(str, fields[3:]))
+        ids = "Uid:" + f"\t{uid}" * 4 + "\nGid:" + f"\t{gid}" * 4 + "\n"
+        self._write(f"{pid}/stat", stat + "\n")
+        self._write(
+            f"{pid}/status", f"Name:\t{name}\nState:\tS\nPid:\t{pid}\nPPid:\t{parent}\n{ids}"
+        )
+        self._write(f"{pid}/cmdline", command.replace(" ", "\0") + "\0")
+        self._write(f"{pid}/attr/current", "")
+        if not os.path.lexists(link := f"{self._files}/{pid}/ns/pid"):
+            os.makedirs(os.path.dirname(link), exist_ok=True)
+            os.symlink("pid:[guest]", link)
+
+    def _write(self, name: str, text: str) -> None:
+        path = f"{self._files}/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+
+
+def _reopened(folder: int) -> int:
+    """What is mounted on *folder* by now: an opened folder stays below its mounts."""
+    # ".." of it is above, and the way back down goes through what is mounted.
+    name = os.path.basename(os.readlink(f"/proc/self/fd/{folder}"))
+    path = f"/proc/self/fd/{folder}/../{name}"
+    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _host_boot() -> int:
+    """When the host was booted, in whole s since the epoch, as /proc/stat tells it."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("btime"))
+
+
+def guest_boot(boot_ns: int, at: float) -> Callable[[], float]:
+    """The time of a guest's boot, whose clock showed *boot_ns* at *at* (time.monotonic)."""
+    return lambda: time.time() - (time.monotonic() - at) - boot_ns / 1e9
