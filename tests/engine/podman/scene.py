@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,8 +128,17 @@ def is_own_kernel(uname: str) -> bool:
     return bool(uname) and uname != kernel_release()
 
 
-def cgroup_folders(words: Sequence[str]) -> list[Path]:
-    """Folders of containers' cgroups whose path holds one of *words*."""
-    tops = Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}")
-    found = [path for top in tops for path in top.rglob("*") if path.is_dir()]
-    return [path for path in found if any(word in str(path) for word in words)]
+def paths_with(word: str, tops: Iterable[Path]) -> list[str]:
+    """Files and folders below *tops* with *word* in their name; what vanishes meanwhile is none."""
+    walks = (entry for top in tops for entry in os.walk(top))
+    return [
+        os.path.join(folder, name)
+        for folder, folders, files in walks
+        for name in (*folders, *files)
+        if word in name
+    ]
+
+
+def cgroup_folders(container_id: str) -> list[str]:
+    """The folders of a container's cgroup, one per hierarchy that has it."""
+    return paths_with(container_id, Path("/sys/fs/cgroup").glob(f"*/{CGROUP_PARENT}"))

@@ -11,17 +11,16 @@ from engine.dockerd import wait_until
 from engine.leftovers import processes_of
 
 from .client import Podman
-from .scene import IMAGE, cgroup_folders
+from .scene import IMAGE, cgroup_folders, paths_with
 
 
 def _traces(podman: Podman, container_id: str) -> dict[str, list[str]]:
     folders = [Path("/run/cloche"), podman.scene.directory]
-    found = [path for top in folders for path in top.rglob(f"*{container_id}*")]
     return {
         "processes": processes_of(container_id),
         "mounts": [line for line in podman.scene.mounts() if container_id in line],
-        "files": [str(path) for path in found],
-        "cgroups": [str(path) for path in cgroup_folders([container_id])],
+        "files": paths_with(container_id, folders),
+        "cgroups": cgroup_folders(container_id),
     }
 
 
