@@ -14,6 +14,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
 
+use crate::bpf::DeviceFilter;
 use crate::container::Container;
 use crate::dns::Relay;
 use crate::fail::{Outcome, Step};
@@ -50,6 +51,8 @@ pub struct Agent {
     pub own_pids: OwnedFd,
     next_key: u32,
     pub slots: Option<Slots>,
+    /// What most containers' device rules come to.
+    pub usual_filter: Option<DeviceFilter>,
     /// For the first container, if it fits.
     pub spare: Option<Spare>,
     relay: Relay,
@@ -64,10 +67,11 @@ impl Agent {
     pub fn new(
         port: OwnedFd,
         slots: Option<Slots>,
+        usual_filter: Option<DeviceFilter>,
         spare: Option<Spare>,
         notes: Vec<String>,
     ) -> Agent {
-        match Agent::assemble(port, slots, spare, notes) {
+        match Agent::assemble(port, slots, usual_filter, spare, notes) {
             Ok(agent) => agent,
             Err(error) => panic!("setting up: {error:?}"),
         }
@@ -76,6 +80,7 @@ impl Agent {
     fn assemble(
         port: OwnedFd,
         slots: Option<Slots>,
+        usual_filter: Option<DeviceFilter>,
         spare: Option<Spare>,
         notes: Vec<String>,
     ) -> sys::Result<Agent> {
@@ -95,6 +100,7 @@ impl Agent {
             own_pids: files::open("/proc/self/ns/pid", OFlags::RDONLY)?,
             next_key: 0,
             slots,
+            usual_filter,
             spare,
             relay: Relay::default(),
             renewer: Renewer::prepare()?,

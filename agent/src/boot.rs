@@ -10,6 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{self, MountFlags, MountPropagationFlags};
 
+use crate::bpf::DeviceFilter;
 use crate::child::rootfs::EMPTY;
 use crate::console;
 use crate::files;
@@ -155,9 +156,26 @@ pub fn prepare_network(notes: &mut Notes) -> Option<Slots> {
     }
 }
 
+/// Loads the device filter of most containers, which the host has put beside the modules: the
+/// kernel's check of it costs more than the rest of a container's cgroup.
+pub fn load_usual_filter(notes: &mut Notes) -> Option<DeviceFilter> {
+    const PATH: &str = "/device-filter";
+    match files::read(PATH).and_then(DeviceFilter::load) {
+        Ok(filter) => Some(filter),
+        Err(error) => {
+            note(notes, PATH, Err(error));
+            None
+        }
+    }
+}
+
 /// Makes the container init that waits for the first plan. There need not be one.
-pub fn make_spare(slots: Option<&Slots>, notes: &mut Notes) -> Option<Spare> {
-    match share_mounts().and_then(|()| Spare::make(slots.map(Slots::connected))) {
+pub fn make_spare(
+    slots: Option<&Slots>,
+    usual: Option<&DeviceFilter>,
+    notes: &mut Notes,
+) -> Option<Spare> {
+    match share_mounts().and_then(|()| Spare::make(slots.map(Slots::connected), usual)) {
         Ok(spare) => Some(spare),
         Err(error) => {
             note(notes, "spare init", Err(error));

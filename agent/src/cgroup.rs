@@ -11,6 +11,7 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{self, AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::bpf::DeviceFilter;
 use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::sys::Result;
@@ -24,8 +25,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup `name` (below the root) and gives it `values`.
-    pub fn make(name: &str, values: &[Setting]) -> Outcome<Cgroup> {
+    /// Makes the cgroup `name` (below the root).
+    pub fn make(name: &str) -> Outcome<Cgroup> {
         let mut path = String::from(ROOT);
         let mut parts = parts(name)?.into_iter().peekable();
         while let Some(part) = parts.next() {
@@ -35,14 +36,7 @@ impl Cgroup {
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         let folder = files::open(path.as_str(), flags).step("cgroup", &path)?;
-        let cgroup = Cgroup { path, folder };
-        match cgroup.write(values) {
-            Ok(()) => Ok(cgroup),
-            Err(failure) => {
-                cgroup.remove().ok();
-                Err(failure)
-            }
-        }
+        Ok(Cgroup { path, folder })
     }
 
     pub fn folder(&self) -> &OwnedFd {
@@ -57,6 +51,30 @@ impl Cgroup {
             written.map_err(|error| refused(file, value, error))?;
         }
         Ok(())
+    }
+
+    /// Has `filter`, if there is one, decide which devices its processes may use, in place of
+    /// the one that was attached before. `usual` is at hand: the kernel need not check it anew.
+    pub fn filter_devices(
+        &self,
+        filter: Option<&[u8]>,
+        usual: Option<&DeviceFilter>,
+        attached: Option<&DeviceFilter>,
+    ) -> Outcome<()> {
+        let is = |known: &&DeviceFilter| filter == Some(known.instructions.as_slice());
+        if attached.map_or(filter.is_none(), |known| is(&known)) {
+            return Ok(());
+        }
+        let change = || -> Result<()> {
+            let folder = files::open(self.path.as_str(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+            match (usual.filter(is), filter) {
+                (Some(known), _) => known.attach(&folder)?,
+                (None, Some(other)) => DeviceFilter::load(other.into())?.attach(&folder)?,
+                (None, None) => {}
+            }
+            attached.map_or(Ok(()), |known| known.detach(&folder))
+        };
+        change().step("cgroup", "device filter")
     }
 
     /// The text of `file`, if there is such a file.

@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use rustix::io;
 
 use crate::agent::{Agent, Answer};
+use crate::bpf::DeviceFilter;
 use crate::cgroup::Cgroup;
 use crate::child::{self, rootfs};
 use crate::container::Container;
@@ -35,6 +36,17 @@ const POSSIBLE: u64 =
 /// Those that it has only together: a user namespace has power over a network of its own only.
 const WITH_USERS: u64 = NEWUSER | raw::CLONE_NEWNET as u64;
 
+/// Gives a container's cgroup its limits and devices; `attached` is the filter it has already.
+fn set_up(
+    cgroup: &Cgroup,
+    plan: &Plan,
+    usual: Option<&DeviceFilter>,
+    attached: Option<&DeviceFilter>,
+) -> Outcome<()> {
+    cgroup.write(&plan.cgroup_values)?;
+    cgroup.filter_devices(plan.device_filter.0, usual, attached)
+}
+
 impl Agent {
     /// Makes a container; `payload` is the request that asks for it.
     pub fn create(&mut self, number: u64, plan: &Plan, payload: &[u8]) -> Outcome<Answer> {
@@ -51,7 +63,8 @@ impl Agent {
             return Err(Failure::worded("create", plan.id, errno::EINVAL, message));
         }
         if let Some(spare) = self.spare.take_if(|_| Spare::fits(plan)) {
-            if let Err(failure) = spare.cgroup.write(&plan.cgroup_values) {
+            let usual = self.usual_filter.as_ref();
+            if let Err(failure) = set_up(&spare.cgroup, plan, usual, usual) {
                 self.spare = Some(spare);
                 return Err(failure);
             }
@@ -61,7 +74,11 @@ impl Agent {
             }
             self.warn("the spare init is gone");
         }
-        let cgroup = Cgroup::make(plan.cgroup, &plan.cgroup_values)?;
+        let cgroup = Cgroup::make(plan.cgroup)?;
+        if let Err(failure) = set_up(&cgroup, plan, self.usual_filter.as_ref(), None) {
+            let _ = cgroup.remove();
+            return Err(failure);
+        }
         let key = self.new_key();
         let owns_pids = plan.namespaces & NEWPID != 0;
         let namespaces = plan.namespaces | joined;

@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod agent;
 mod boot;
+mod bpf;
 mod cgroup;
 mod child;
 mod console;
@@ -52,8 +53,9 @@ extern "C" fn main() -> ! {
     let slots = boot::prepare_network(&mut notes);
     let port = boot::open_port();
     console::milestone("port open");
-    let spare = boot::make_spare(slots.as_ref(), &mut notes);
-    let mut agent = agent::Agent::new(port, slots, spare, notes);
+    let usual_filter = boot::load_usual_filter(&mut notes);
+    let spare = boot::make_spare(slots.as_ref(), usual_filter.as_ref(), &mut notes);
+    let mut agent = agent::Agent::new(port, slots, usual_filter, spare, notes);
     console::milestone("ready");
     agent.serve()
 }

@@ -37,7 +37,8 @@ structures! {
     Container<'a> {
         id: &'a str, root: &'a str, read_only: bool, mounts: Vec<Mount<'a>>, namespaces: u64,
         join: Vec<(&'a str, u64)>, hostname: Option<&'a str>, domainname: Option<&'a str>,
-        cgroup: &'a str, cgroup_values: Vec<Setting<'a>>, sysctls: Vec<Setting<'a>>,
+        cgroup: &'a str, cgroup_values: Vec<Setting<'a>>,
+        device_filter: Maybe<Option<&'a [u8]>>, sysctls: Vec<Setting<'a>>,
         devices: Vec<Device<'a>>, links: Vec<(&'a str, &'a str)>, masked_paths: Vec<&'a str>,
         read_only_paths: Vec<&'a str>, propagation: u64, process: Process<'a>,
         start_hooks: Vec<Hook<'a>>, users: Maybe<Option<Users<'a>>>,

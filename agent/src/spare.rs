@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use rustix::io::{self, Errno};
 use rustix::pipe::{pipe_with, PipeFlags};
 
+use crate::bpf::DeviceFilter;
 use crate::cgroup::Cgroup;
 use crate::child::{self, Wires};
 use crate::files;
@@ -40,10 +41,15 @@ pub struct Spare {
 
 impl Spare {
     /// Makes one, and waits until it waits. `connected` is the network namespace that it may be
-    /// told to be in.
-    pub fn make(connected: Option<&OwnedFd>) -> Result<Spare> {
-        let cgroup = Cgroup::make("spare", &[])
-            .map_err(|failure| Errno::from_raw_os_error(failure.errno))?;
+    /// told to be in, `usual` decides which devices it may use.
+    pub fn make(connected: Option<&OwnedFd>, usual: Option<&DeviceFilter>) -> Result<Spare> {
+        let cgroup =
+            Cgroup::make("spare").map_err(|failure| Errno::from_raw_os_error(failure.errno))?;
+        if let Some(usual) = usual {
+            let wanted = Some(usual.instructions.as_slice());
+            let filtered = cgroup.filter_devices(wanted, Some(usual), None);
+            filtered.map_err(|failure| Errno::from_raw_os_error(failure.errno))?;
+        }
         let (their_stdin, stdin) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stdout, their_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC)?;

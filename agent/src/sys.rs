@@ -18,7 +18,7 @@ pub type Result<T> = core::result::Result<T, Errno>;
 /// # Safety
 /// The arguments must be what the call demands: pointers valid for what it reads and writes.
 #[inline(never)]
-unsafe fn syscall(number: u32, arguments: [usize; 5]) -> Result<usize> {
+pub unsafe fn syscall(number: u32, arguments: [usize; 5]) -> Result<usize> {
     let result: isize;
     let [a, b, c, d, e] = arguments;
     // SAFETY: the caller's; the kernel clobbers rcx and r11, and memory as the call says.

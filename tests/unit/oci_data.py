@@ -171,7 +171,7 @@ def full() -> dict[str, Any]:
 def _resources() -> dict[str, Any]:
     rate = [{"major": 8, "minor": 0, "rate": 100}]
     return {
-        "devices": [{"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"}],
+        "devices": [{"allow": True, "type": "c", "major": 10, "minor": 229, "access": "rwm"}],
         "memory": {
             "limit": 1 << 30,
             "reservation": 1 << 20,

@@ -107,6 +107,7 @@ class Container(Struct, forbid_unknown_fields=True):
     domainname: str | None
     cgroup: str
     cgroup_values: list[tuple[str, str]]
+    device_filter: bytes | None
     sysctls: list[tuple[str, str]]
     devices: list[Device]
     links: list[tuple[str, str]]

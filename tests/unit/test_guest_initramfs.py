@@ -40,6 +40,7 @@ def test_names_modes_and_order_as_another_cpio_sees_them(tmp_path: Path) -> None
     assert found == {
         "dev": "drwxr-xr-x",
         "dev/console": "crw-------",
+        "device-filter": "-rw-r--r--",
         "init": "-rwxr-xr-x",
         "modules": "drwxr-xr-x",
         "modules/load": "-rw-r--r--",

@@ -28,8 +28,8 @@ PRIVATE, SLAVE = 1 << 18, 1 << 19
 # docs/protocol.md, type Container and type Process
 CONTAINER_FIELDS = {
     "id", "root", "read_only", "mounts", "namespaces", "join", "hostname", "domainname",
-    "cgroup", "cgroup_values", "sysctls", "devices", "links", "masked_paths", "read_only_paths",
-    "propagation", "process", "start_hooks",
+    "cgroup", "cgroup_values", "device_filter", "sysctls", "devices", "links", "masked_paths",
+    "read_only_paths", "propagation", "process", "start_hooks",
 }  # fmt: skip
 PROCESS_FIELDS = {
     "args", "env", "cwd", "uid", "gid", "groups", "umask", "bounding", "effective",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloche.guest.modules import Module, module_name, read_module
+from cloche.model.device_filter import usual_filter
 
 _TRAILER = "TRAILER!!!"
 
@@ -62,7 +63,8 @@ def build_initramfs(agent: bytes, tree: Path, modules: Sequence[Module]) -> byte
     """The initramfs that starts *agent* as /init.
 
     /modules/load names the module files, one path a line, in load order; they are uncompressed,
-    so that the agent can hand them to finit_module(2) as they are.
+    so that the agent can hand them to finit_module(2) as they are. /device-filter is the BPF
+    program that most containers get, for the agent to have it loaded before it is asked for.
     """
     paths = [f"/modules/{module_name(module.path)}.ko" for module in modules]
     entries = [
@@ -71,6 +73,7 @@ def build_initramfs(agent: bytes, tree: Path, modules: Sequence[Module]) -> byte
         # The kernel opens /dev/console for PID 1 before anything could mount devtmpfs.
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         file("init", agent, 0o755),
+        file("device-filter", usual_filter()),
         file("modules/load", "".join(f"{path}\n" for path in paths).encode()),
     ]
     for path, module in zip(paths, modules, strict=True):

@@ -31,6 +31,7 @@ _FORMAT = 1
 REQUIRED_CONFIG = {
     "CONFIG_BLK_DEV_INITRD": "the initramfs",
     "CONFIG_CGROUPS": "resource limits",
+    "CONFIG_CGROUP_BPF": "device rules",
     "CONFIG_DEVTMPFS": "device nodes",
     "CONFIG_NAMESPACES": "containers",
     "CONFIG_SECCOMP_FILTER": "seccomp profiles",

@@ -21,6 +21,7 @@ from cloche.base.syscalls import (
 )
 from cloche.model.capabilities import mask
 from cloche.model.cgroup import Limits, cgroup_values, limits
+from cloche.model.device_filter import device_filter
 from cloche.model.devices import DEFAULT_LINKS, device_plan
 from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
 from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
@@ -93,6 +94,7 @@ def compile_container(
         "domainname": config.domainname or None,
         "cgroup": cgroup,
         "cgroup_values": [list(pair) for pair in cgroup_values(linux.resources)],
+        "device_filter": device_filter(linux.resources.devices, has_disks=bool(layout.disks)),
         "sysctls": [[sysctl_path(name), value] for name, value in linux.sysctl.items()],
         "devices": devices,
         "links": [] if _own_dev(config) else [list(pair) for pair in DEFAULT_LINKS],

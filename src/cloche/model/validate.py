@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
+from cloche.model.device_filter import check_device_rules
 from cloche.model.devices import check_devices
 from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
 from cloche.model.oci_vm import check_vm
@@ -162,6 +163,7 @@ def _check_linux(linux: Linux) -> None:
             "the VM gets what is in the network namespace that linux.namespaces names",
         )
     check_resources(linux.resources)
+    check_device_rules(linux.resources.devices)
     if linux.seccomp is not None:
         check_seccomp(linux.seccomp)
     if linux.intel_rdt is not None:
