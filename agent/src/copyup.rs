@@ -15,11 +15,13 @@ use crate::sys::Result;
 /// Deeper folders than this are not copied; nothing sensible has them.
 const DEPTH: u32 = 64;
 
-/// Fills a detached tmpfs from `target`, then mounts it there.
-pub fn mount(target: &OwnedFd, plan: &Mount) -> Outcome<()> {
+/// Fills a detached tmpfs from `target`, which may just have been `made`, then mounts it there.
+pub fn mount(target: &OwnedFd, made: bool, plan: &Mount) -> Outcome<()> {
     let mounted = || -> Result<()> {
         let tree = mounts::detached(plan.source, plan.fstype, plan.data)?;
-        copy_owner(target, &tree)?;
+        if !made {
+            copy_owner(target, &tree)?;
+        }
         copy(target, &tree, DEPTH)?;
         mounts::set_flags(&tree, plan.flags)?;
         mounts::adjust(&tree, plan)?;

@@ -90,17 +90,17 @@ pub fn parent_in_root(root: impl AsFd, path: &str) -> Result<(OwnedFd, &str)> {
     Ok((folder_in_root(root, above)?, name))
 }
 
-/// The mount's target, made as `kind` says if it is missing.
-fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<OwnedFd> {
+/// The mount's target, and whether it was missing and has been made, as `kind` says.
+fn target(root: BorrowedFd, path: &str, kind: &str) -> Result<(OwnedFd, bool)> {
     match (open_target(root, path), kind) {
-        (Err(Errno::NOENT), "dir") => folder_in_root(root, path),
+        (Err(Errno::NOENT), "dir") => Ok((folder_in_root(root, path)?, true)),
         (Err(Errno::NOENT), "file") => {
             let (parent, name) = place(root, path, LINKS)?;
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
             files::open_at(&parent, &name, flags)?;
-            files::open_at(&parent, &name, OFlags::PATH | OFlags::NOFOLLOW)
+            Ok((files::open_at(&parent, &name, OFlags::PATH | OFlags::NOFOLLOW)?, true))
         }
-        (result, _) => result,
+        (result, _) => Ok((result?, false)),
     }
 }
 
@@ -124,7 +124,8 @@ pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
     for folder in &plan.folders.0 {
         folder_in_root(root, folder).step("mkdir", folder)?;
     }
-    let target = target(root, plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
+    let (target, made) =
+        target(root, plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
     let flags = plan.flags;
     if flags & u64::from(raw::MS_REMOUNT) != 0 {
         return remount(&target, plan).map_err(|error| failed(plan, error));
@@ -133,9 +134,9 @@ pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
         return bind(&target, plan).map_err(|error| failed(plan, error));
     }
     if plan.tmpcopyup.0 {
-        return copyup::mount(&target, plan);
+        return copyup::mount(&target, made, plan);
     }
-    fresh(&target, plan).map_err(|error| failed(plan, error))?;
+    fresh(&target, made, plan).map_err(|error| failed(plan, error))?;
     let attributes = plan.recursive_attr.0;
     if attributes.is_none() && plan.propagation == 0 {
         return Ok(());
@@ -174,10 +175,10 @@ pub fn failed(plan: &Mount, error: Errno) -> Failure {
 
 /// Mounts a file system on the folder `target`, through the working directory: a descriptor has
 /// no other name that does not need /proc.
-fn fresh(target: &OwnedFd, plan: &Mount) -> Result<()> {
+fn fresh(target: &OwnedFd, made: bool, plan: &Mount) -> Result<()> {
     let mut data = String::from(plan.data);
-    if plan.fstype == "tmpfs" && !data.contains("mode=") {
-        // As runc does: a tmpfs keeps the mode of the folder that it hides.
+    if plan.fstype == "tmpfs" && !made && !data.contains("mode=") {
+        // As runc does: a tmpfs keeps the mode of the folder that it hides, if there was one.
         let mode = fs::fstat(target)?.st_mode & 0o7777;
         let comma = if data.is_empty() { "" } else { "," };
         data.push_str(&format!("{comma}mode={mode:04o}"));
@@ -238,7 +239,7 @@ pub fn clone_tree(folder: impl AsFd, path: &str, recursive: bool) -> Result<Owne
 
 /// Mounts `tree`, which is a file system as `plan` wants it, where `plan` says.
 pub fn attach_ready(root: &OwnedFd, plan: &Mount, tree: Result<OwnedFd>) -> Outcome<()> {
-    let target =
+    let (target, _) =
         target(root.as_fd(), plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
     let attached = tree.and_then(|tree| {
         adjust(&tree, plan)?;
@@ -270,7 +271,11 @@ pub fn set_flags(tree: &OwnedFd, flags: u64) -> Result<()> {
 /// Mounts a detached tree on `target`.
 pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    mount::move_mount(tree, "", target, "", flags)
+    match mount::move_mount(&tree, "", &target, "", flags) {
+        // mount(2) says it better, and engines explain what they are told by it.
+        Err(Errno::INVAL) if is_folder(&tree)? != is_folder(&target)? => Err(Errno::NOTDIR),
+        result => result,
+    }
 }
 
 /// Whether an open file is a folder.

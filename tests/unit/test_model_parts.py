@@ -78,8 +78,7 @@ def test_features_can_be_written_as_json() -> None:
     document = json.loads(json.dumps(features()))
     assert document["hooks"] == list(HOOKS)
     assert "SCMP_ACT_NOTIFY" not in document["linux"]["seccomp"]["actions"]
-    assert {"rbind", "rro", "tmpcopyup"} <= {*document["mountOptions"]}
-    assert "idmap" not in document["mountOptions"]
+    assert {"rbind", "rro", "tmpcopyup", "idmap", "ridmap"} <= {*document["mountOptions"]}
 
 
 @pytest.mark.parametrize(

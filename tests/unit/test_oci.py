@@ -14,6 +14,9 @@ from cloche.model.spec import default_spec
 
 from .oci_data import DATA, ENGINES, raw, write
 
+BIND = {"destination": "/data", "type": "bind", "source": "/etc"}
+ONE_ID = [{"containerID": 0, "hostID": 5, "size": 1}]
+
 
 def changed(path: str, value: object) -> dict[str, Any]:
     """The default spec with *value* at a path like ``process.user.uid`` or ``mounts.0.type``."""
@@ -140,7 +143,16 @@ def test_what_is_no_json_says_so(tmp_path: Path, data: bytes) -> None:
         ("ociVersion", "2.0.0", '$.ociVersion: expected a version 1.x.y, got "2.0.0"'),
         ("hostname", "x" * 65, "$.hostname: longer than 64 bytes"),
         ("mounts.0.destination", "/a/../..", "$.mounts[0].destination: leads upwards"),
-        ("mounts.1.options.0", "idmap", "$.mounts[1].options[0]: idmap: id-mapped mounts"),
+        ("mounts.1.options.0", "idmap", "$.mounts[1].options: only bind mounts can be id-mapped"),
+        ("mounts.1.uidMappings", ONE_ID, "$.mounts[1].uidMappings: only bind mounts can be"),
+        ("mounts.1", {**BIND, "options": ["idmap"]}, "$.mounts[1].uidMappings: missing: an id"),
+        ("mounts.1", {**BIND, "uidMappings": ONE_ID}, "$.mounts[1].uidMappings: a writable mount"),
+        (
+            "mounts.1",
+            {**BIND, "destination": "/proc/1"},
+            '$.mounts[1].destination: "/proc/1" cannot',
+        ),
+        ("mounts.1", {**BIND, "destination": "/proc"}, "$.mounts[1].destination: /proc cannot be"),
         ("linux.namespaces.0.type", "pids", "$.linux.namespaces[0].type: expected one of"),
         ("linux.namespaces.1.type", "pid", "$.linux.namespaces[1].type: pid is there twice"),
         (

@@ -29,8 +29,6 @@ REFUSED: dict[str, object] = {
     "vm.hwConfig.dtdevs": ["/soc/uart"],
     "vm.hwConfig.iomems": [{"firstMFN": 1, "nrMFNs": 2}],
     "vm.hwConfig.irqs": [9],
-    "mounts[].uidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
-    "mounts[].gidMappings": [{"containerID": 0, "hostID": 0, "size": 1}],
     "linux.seccomp.listenerPath": "/run/listener",
     "linux.seccomp.listenerMetadata": "x",
     "linux.intelRdt": {"closID": "x"},

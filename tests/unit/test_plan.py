@@ -218,6 +218,28 @@ def test_host_binds_tell_files_from_folders(tmp_path: Path) -> None:
     ]
 
 
+def test_host_binds_carry_what_the_host_is_to_do(tmp_path: Path) -> None:
+    ids = [{"containerID": 5, "hostID": 0, "size": 2}]
+    here = {"source": str(tmp_path), "type": "bind"}
+    config = spec(
+        mounts=[
+            {"destination": "/a", **here, "options": ["ridmap"], "uidMappings": ids}
+            | {"gidMappings": ids},
+            {"destination": "/b", **here, "options": ["rbind"]},
+            {"destination": "/c", "type": "overlay", "options": ["ro", "lowerdir=/x:/y"]},
+        ]
+    )
+    first, second, third = host_binds(load_config(write(tmp_path, config)), str(tmp_path))
+    assert (first.ids, first.ids_recursive, first.recursive) == (([(5, 0, 2)],) * 2, True, False)
+    assert (second.ids, second.ids_recursive, second.recursive) == (None, False, True)
+    assert third.overlay == "lowerdir=/x:/y"
+    plan, _ = compiled(config, tmp_path)
+    overlay = mount_at(plan, "/c")
+    assert (overlay["type"], overlay["data"]) == ("bind", "")
+    assert overlay["flags"] & RDONLY
+    assert mount_at(plan, "/a")["data"] == ""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs takes root")
 def test_an_engines_shm_becomes_the_guests(tmp_path: Path) -> None:
     shm = tmp_path / "shm"

@@ -42,6 +42,15 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_THP_DISABLE = 41
 
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_RECURSIVE = 0x8000
+OPEN_TREE_CLONE = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+MOUNT_ATTR_IDMAP = 0x100000
+# The same on every architecture (asm-generic/unistd.h); glibc 2.36 is the first to name them.
+_OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -137,6 +146,28 @@ def fanotify_opens(path: str) -> int:
     mask = ctypes.c_uint64(open_perm | on_dir)
     _check(_libc.fanotify_mark(queue, add_mount, mask, at_fdcwd, os.fsencode(path)), path)
     return queue
+
+
+def open_tree(path: str, *, recursive: bool) -> int:
+    """A detached copy of the mount at *path* (open_tree(2)); OSError on failure."""
+    flags = OPEN_TREE_CLONE | os.O_CLOEXEC | (AT_RECURSIVE if recursive else 0)
+    path_bytes = os.fsencode(path)
+    return _check(_libc.syscall(_OPEN_TREE, AT_FDCWD, path_bytes, ctypes.c_uint(flags)), path)
+
+
+def map_ids(tree: int, user_namespace: int, *, recursive: bool) -> None:
+    """Map the owners of a detached mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+    flags = ctypes.c_uint(AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0))
+    size = ctypes.c_size_t(ctypes.sizeof(attributes))
+    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, attributes, size), "mount_setattr")
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach a detached mount at *target* (move_mount(2)); OSError names it."""
+    arguments = (tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
+    _check(_libc.syscall(_MOVE_MOUNT, *arguments), target)
 
 
 def prctl(option: int, value: int) -> None:

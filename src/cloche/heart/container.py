@@ -15,7 +15,7 @@ from cloche.host.cgroup import apply, relative_path
 from cloche.model.cgroup import RESOURCES
 from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
-from cloche.model.plan import Layout, compile_container, compile_process, host_binds
+from cloche.model.plan import Bind, Layout, compile_container, compile_process, host_binds
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
 from cloche.vmm.argv import disk_serial
 
@@ -62,7 +62,7 @@ class Container:
             )
         rootfs = self._share_rootfs()
         for bind in host_binds(self.config, self.request.bundle):
-            self.sandbox.share.bind(bind.source, f"{self.id}/{bind.index}")
+            self._share(bind)
         agent = self.sandbox.agent
         self.init = GuestProcess(
             agent,
@@ -111,6 +111,17 @@ class Container:
     def rootfs(self) -> str:
         """The root folder on the host."""
         return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
+
+    def _share(self, bind: Bind) -> None:
+        share, name = self.sandbox.share, f"{self.id}/{bind.index}"
+        if bind.overlay:
+            share.overlay(bind.overlay, name)
+        elif bind.ids:
+            share.bind_mapped(
+                bind.source, name, bind.ids, recursive=bind.recursive, deep=bind.ids_recursive
+            )
+        else:
+            share.bind(bind.source, name, recursive=bind.recursive)
 
     def _share_rootfs(self) -> str:
         if self.request.image:

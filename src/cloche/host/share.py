@@ -12,6 +12,12 @@ import stat
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from cloche.host.idmap import Ids
+
 GUEST_SHARE = "/run/share"
 
 
@@ -48,18 +54,42 @@ class Share:
         finally:
             os.unlink(path)
 
-    def bind(self, source: str, name: str) -> str:
+    def bind(self, source: str, name: str, *, recursive: bool = True) -> str:
         """Bind the host's *source* (a folder or file) at *name*; returns the path in the guest."""
+
+        def attach(target: str) -> None:
+            flags = syscalls.MS_BIND | (syscalls.MS_REC if recursive else 0)
+            syscalls.mount(source, target, flags=flags)
+
+        return self._attach(name, f"bind {source}", attach, is_dir=os.path.isdir(source))
+
+    def bind_mapped(self, source: str, name: str, ids: Ids, *, recursive: bool, deep: bool) -> str:
+        """As bind, with owners mapped by *ids*; *deep*: in mounts below the source too."""
+        from cloche.host.idmap import bind_mapped
+
+        def attach(target: str) -> None:
+            bind_mapped(source, target, ids, recursive=recursive, deep=deep)
+
+        return self._attach(name, f"map ids of {source}", attach, is_dir=os.path.isdir(source))
+
+    def overlay(self, options: str, name: str) -> str:
+        """Mount an overlay of folders of the host at *name*; *options* as mount(8) has them."""
+
+        def attach(target: str) -> None:
+            syscalls.mount("overlay", target, "overlay", data=options)
+
+        return self._attach(name, f"mount an overlay ({options})", attach, is_dir=True)
+
+    def _attach(self, name: str, what: str, attach: Callable[[str], None], *, is_dir: bool) -> str:
         target = os.path.join(self.directory, name)
         try:
-            if os.path.isdir(source):
+            if is_dir:
                 os.makedirs(target, exist_ok=True)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
-            syscalls.mount(source, target, flags=syscalls.MS_BIND | syscalls.MS_REC)
+            attach(target)
         except OSError as error:
-            raise ClocheError(
-                f"share: cannot bind {source}: {(error.strerror or '').lower()}"
-            ) from None
+            cause = (error.strerror or "").lower()
+            raise ClocheError(f"share: cannot {what}: {cause}") from None
         return os.path.join(GUEST_SHARE, name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from cloche import __version__
 from cloche.model.capabilities import CAPABILITIES
-from cloche.model.mounts import FLAGS, PROPAGATION, RECURSIVE
+from cloche.model.mounts import FLAGS, IDMAP, PROPAGATION, RECURSIVE
 from cloche.model.seccomp_profile import ACTIONS, ARCHITECTURES, OPERATORS
 from cloche.model.seccomp_profile import FLAGS as SECCOMP_FLAGS
 from cloche.model.validate import NAMESPACES
@@ -28,7 +28,7 @@ def features() -> dict[str, object]:
         "ociVersionMin": "1.0.0",
         "ociVersionMax": "1.2.0",
         "hooks": list(HOOKS),
-        "mountOptions": sorted({*FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup"}),
+        "mountOptions": sorted({*FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", *IDMAP}),
         "linux": {
             "namespaces": list(NAMESPACES),
             "capabilities": list(CAPABILITIES),
@@ -51,7 +51,7 @@ def features() -> dict[str, object]:
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False},
-            "mountExtensions": {"idmap": {"enabled": False}},
+            "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"cloche.version": __version__},
         "potentiallyUnsafeConfigAnnotations": [],

@@ -114,7 +114,7 @@ RECURSIVE = {
     "rsymfollow": (ATTR_NOSYMFOLLOW, 0),
 }
 
-# Named by the specification, impossible over the share: refused, never handed to the kernel.
+# Carried out by cloche.host.idmap; the mapping is another field's.
 IDMAP = ("idmap", "ridmap")
 
 
@@ -144,6 +144,8 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             clear, put = RECURSIVE[option]
             attributes_set = attributes_set & ~clear | put
             attributes_clear = attributes_clear & ~put | clear
+        elif option in IDMAP:
+            continue
         elif option == "tmpcopyup":
             tmpcopyup = True
         elif option:

@@ -24,12 +24,13 @@ from cloche.model.cgroup import Limits, cgroup_values, limits
 from cloche.model.device_filter import device_filter
 from cloche.model.devices import DEFAULT_LINKS, device_plan
 from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
-from cloche.model.plan_mounts import Bind, Layout, host_binds, mount_plan
+from cloche.model.plan_mounts import Bind, Layout, bind_warnings, host_binds, mount_plan
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
 from cloche.model.users import mapped_devices, namespace_plan, stdio_owner
-from cloche.model.validate import config_warnings, is_bind, process_warnings, sysctl_path
+from cloche.model.validate import config_warnings, process_warnings, sysctl_path
+from cloche.model.validate_mounts import is_bind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,12 +83,13 @@ def compile_container(
     """
     linux = config.linux
     seccomp = compile_seccomp(linux.seccomp, seccomp_cache) if linux.seccomp else None
+    binds = host_binds(config, bundle)
     devices, device_notes = _devices(config, layout)
     plan: dict[str, object] = {
         "id": container_id,
         "root": layout.rootfs,
         "read_only": config.root.readonly,
-        "mounts": mount_plan(config, host_binds(config, bundle), layout),
+        "mounts": mount_plan(config, binds, layout),
         "namespaces": _namespaces(config),
         "join": [],
         "hostname": config.hostname or None,
@@ -106,7 +108,8 @@ def compile_container(
         **namespace_plan(config),
     }
     seccomp_notes = list(seccomp.warnings) if seccomp else []
-    return plan, config_warnings(config) + device_notes + seccomp_notes
+    notes = bind_warnings(binds) + device_notes + seccomp_notes
+    return plan, config_warnings(config) + notes
 
 
 def compile_process(

@@ -12,7 +12,7 @@ from msgspec import Struct
 from cloche.model.disks import source_number
 from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
 from cloche.model.problems import quoted, refuse
-from cloche.model.validate import is_bind
+from cloche.model.validate_mounts import is_bind, mapped_ids
 
 if TYPE_CHECKING:
     from cloche.model.oci import Config, Mount
@@ -22,12 +22,25 @@ if TYPE_CHECKING:
 HOST_SHM = ("/dev/shm", "/run/shm")
 
 
+Ids = tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]
+
+
 class Bind(Struct, frozen=True):
-    """A bind mount whose source is on the host."""
+    """A mount whose source is on the host: a bind, or an overlay of folders there."""
 
     index: int  # in config.mounts
     source: str  # absolute path on the host
-    is_dir: bool
+    mode: int  # of the source, with its type
+    recursive: bool = True  # with the mounts below the source
+    overlay: str = ""  # options of an overlay in place of a source
+    # Users and groups: (id in the file system, id as seen, how many); None: as they are.
+    ids: Ids | None = None
+    ids_recursive: bool = False  # also in the mounts below the source
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return stat.S_ISDIR(self.mode)
 
 
 class Layout(Struct, frozen=True):
@@ -39,22 +52,40 @@ class Layout(Struct, frozen=True):
 
 
 def host_binds(config: Config, bundle: str) -> list[Bind]:
-    """The bind mounts of *config* to be shared, sources relative to *bundle* made absolute.
+    """The mounts of *config* to be shared, sources relative to *bundle* made absolute.
 
     Shared memory is left out: see is_guest_shm. ConfigError names a source that is missing.
     """
     binds = []
     for index, mount in enumerate(config.mounts):
+        if mount.type == "overlay" and not is_bind(mount):
+            # Its layers are the host's folders, and 9p is no upper layer: it is mounted there.
+            data = parse_options(mount.options).data
+            binds.append(Bind(index, "overlay", stat.S_IFDIR, overlay=data))
         if not is_bind(mount) or is_guest_shm(mount, config):
             continue
         source = os.path.normpath(os.path.join(bundle, mount.source))
         try:
-            is_dir = stat.S_ISDIR(os.stat(source).st_mode)
+            mode = os.stat(source).st_mode
         except (OSError, ValueError) as error:  # ValueError: a name that no path can be
             why = error.strerror if isinstance(error, OSError) else str(error)
             refuse(f"$.mounts[{index}].source", f"{quoted(source)}: {why}")
-        binds.append(Bind(index, source, is_dir))
+        ids = mapped_ids(mount, config.linux)
+        recursive = mount.type == "rbind" or bool(parse_options(mount.options).flags & MS_REC)
+        is_deep = "ridmap" in mount.options
+        binds.append(Bind(index, source, mode, recursive, ids=ids, ids_recursive=is_deep))
     return binds
+
+
+def bind_warnings(binds: Sequence[Bind]) -> list[str]:
+    """Binds of what can be seen in a VM, but leads nowhere there."""
+    kinds = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO"}
+    return [
+        f"$.mounts[{bind.index}].source: a {kinds[stat.S_IFMT(bind.mode)]} of the host is there, "
+        "but joins processes of the guest only"
+        for bind in binds
+        if stat.S_IFMT(bind.mode) in kinds
+    ]
 
 
 def mount_plan(config: Config, binds: Sequence[Bind], layout: Layout) -> list[dict[str, object]]:
@@ -102,7 +133,7 @@ def _guest_shm(mount: Mount) -> dict[str, object]:
 def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:
     options = parse_options(mount.options)
     flags = options.flags | MS_BIND
-    if mount.type == "rbind":
+    if mount.type == "rbind" or bind.overlay:
         flags |= MS_REC
     plan = _mount(mount, layout.volume(bind.index), "bind", options)
     return plan | {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}

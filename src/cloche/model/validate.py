@@ -11,16 +11,17 @@ from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.device_filter import check_device_rules
 from cloche.model.devices import check_devices
-from cloche.model.mounts import IDMAP, PROPAGATION, parse_options
+from cloche.model.mounts import PROPAGATION
 from cloche.model.oci_vm import check_vm
 from cloche.model.problems import quoted, refuse
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import check_personality, check_scheduling
 from cloche.model.seccomp_profile import check_seccomp
 from cloche.model.users import check_clocks, check_users
+from cloche.model.validate_mounts import check_mount, mount_warnings
 
 if TYPE_CHECKING:
-    from cloche.model.oci import Capabilities, Config, Hook, Mount, Process
+    from cloche.model.oci import Capabilities, Config, Hook, Process
     from cloche.model.oci_linux import Linux
 
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
@@ -38,7 +39,7 @@ def check_config(config: Config) -> None:
         refuse("$.root.path", "empty")
     _check_names(config)
     for index, mount in enumerate(config.mounts):
-        _check_mount(mount, f"$.mounts[{index}]")
+        check_mount(mount, f"$.mounts[{index}]", config.linux)
     _check_hooks(config)
     if config.vm is not None:
         check_vm(config.vm)
@@ -91,27 +92,6 @@ def _check_names(config: Config) -> None:
             refuse(path, f"longer than {_MAX_NAME} bytes")
         if name and not own_uts:
             refuse(path, "unable to set it without a private UTS namespace")
-
-
-def _check_mount(mount: Mount, path: str) -> None:
-    if not mount.destination:
-        refuse(f"{path}.destination", "empty")
-    if ".." in mount.destination.split("/"):
-        refuse(f"{path}.destination", f"leads upwards: {quoted(mount.destination)}")
-    if mount.uid_mappings or mount.gid_mappings:
-        name = "uidMappings" if mount.uid_mappings else "gidMappings"
-        refuse(f"{path}.{name}", "id-mapped mounts are not possible over the share")
-    for index, option in enumerate(mount.options):
-        if option in IDMAP:
-            here = f"{path}.options[{index}]"
-            refuse(here, f"{option}: id-mapped mounts are not possible over the share")
-    if is_bind(mount) and not mount.source:
-        refuse(f"{path}.source", "missing: a bind mount needs one")
-
-
-def is_bind(mount: Mount) -> bool:
-    """Whether *mount* binds what the host has: by option, as runc decides it, or by type."""
-    return mount.type in ("bind", "rbind") or "bind" in mount.options or "rbind" in mount.options
 
 
 def _check_hooks(config: Config) -> None:
@@ -222,7 +202,7 @@ def config_warnings(config: Config) -> list[str]:
     if config.linux.personality is not None and config.linux.personality.flags:
         warnings.append("$.linux.personality.flags: ignored: the specification defines none")
     for index, mount in enumerate(config.mounts):
-        warnings += _mount_warnings(mount, f"$.mounts[{index}]")
+        warnings += mount_warnings(mount, f"$.mounts[{index}]")
     return warnings + resource_warnings(config.linux.resources)
 
 
@@ -256,27 +236,3 @@ def process_warnings(process: Process, path: str) -> list[str]:
 
 def _can_be_ambient(name: str, sets: Capabilities) -> bool:
     return name not in CAPABILITIES or (name in sets.permitted and name in sets.inheritable)
-
-
-def _mount_warnings(mount: Mount, path: str) -> list[str]:
-    warnings = []
-    if not mount.destination.startswith("/"):
-        warnings.append(f"{path}.destination: not absolute, taken from the root")
-    if sum(option in PROPAGATION for option in mount.options) > 1:
-        warnings.append(f"{path}.options: several propagation modes, the last one is applied")
-    if not is_bind(mount):
-        return warnings
-    options = parse_options(mount.options)
-    shared = [name for name in mount.options if name.lstrip("r") in ("shared", "slave")]
-    if shared:
-        warnings.append(
-            f"{path}.options: {shared[-1]} works inside the VM only: mounts that the host makes "
-            "later below the source do not appear"
-        )
-    if options.data:
-        warnings.append(
-            f"{path}.options: no use for a bind mount, left out: {quoted(options.data)}"
-        )
-    if options.tmpcopyup:
-        warnings.append(f"{path}.options: tmpcopyup has no use for a bind mount")
-    return warnings
