@@ -168,6 +168,23 @@ def test_mapped_owners_of_what_is_only_read(cloche: Runtime, bundle: Bundle, dat
     assert result.lines == ["70000:70001", "from the host"]
 
 
+def test_owners_mapped_as_the_containers_user_namespace(
+    cloche: Runtime, bundle: Bundle, data: Path
+) -> None:
+    """Its root makes and owns files of the host's root."""
+    bundle.linux["namespaces"].append({"type": "user"})
+    bundle.linux["uidMappings"] = ids((0, 100000, 65536))
+    bundle.linux["gidMappings"] = ids((0, 200000, 65536))
+    for path in (bundle.rootfs, *bundle.rootfs.rglob("*")):
+        os.lchown(path, 100000, 200000)
+    os.chown(data / "file", 5, 6)
+    bundle.mount("/mapped", "bind", data, "bind", "idmap")
+    bundle.mount("/plain", "bind", data, "bind", "ro")
+    script = "stat -c %u:%g /mapped/file /plain/file; mkdir /mapped/new; stat -c %u:%g /mapped/new"
+    assert cloche.run(bundle.sh(script)).lines == ["5:6", "65534:65534", "0:0"]
+    assert ((data / "new").stat().st_uid, (data / "new").stat().st_gid) == (0, 0)
+
+
 def test_a_file_system_without_mapped_owners(cloche: Runtime, bundle: Bundle) -> None:
     bundle.mount("/data", "bind", "/sys/kernel", "bind", "ro", "idmap")
     mapped(bundle, ids((0, 5, 1)), ids((0, 5, 1)))
