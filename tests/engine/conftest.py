@@ -120,12 +120,14 @@ def engine(request: pytest.FixtureRequest, runtime: str, short_path: Path) -> It
     """A dockerd that knows the runtime under test and has the image."""
     directory = short_path / "d"
     directory.mkdir()
-    runtimes = {}
-    if runtime == "cloche":
-        runtimes["cloche"] = request.getfixturevalue("cloche_program")
-    with dockerd(directory, runtimes) as running:
+    with dockerd(directory, runtimes_for(request, runtime)) as running:
         build_image(Docker(running, runtime, docker_program()), short_path / "image")
         yield running
+
+
+def runtimes_for(request: pytest.FixtureRequest, runtime: str) -> dict[str, Path]:
+    """What daemon.json has to know of the runtime under test."""
+    return {"cloche": request.getfixturevalue("cloche_program")} if runtime == "cloche" else {}
 
 
 def docker_program() -> str:

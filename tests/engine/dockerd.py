@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -100,11 +101,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @contextlib.contextmanager
 def dockerd(
-    directory: Path, runtimes: Mapping[str, Path], flags: Sequence[str] = ()
+    directory: Path,
+    runtimes: Mapping[str, Path],
+    flags: Sequence[str] = (),
+    files: Mapping[str, Path] | None = None,
 ) -> Iterator[Dockerd]:
     """Start a dockerd below *directory* that knows *runtimes*, yield it, stop it.
 
-    *flags* are added to its command line.
+    *flags* are added to its command line. It sees *files* in place of those of the host.
 
     The path must be short: the sockets below it must fit the 108 bytes of sockaddr_un.
     """
@@ -112,7 +116,9 @@ def dockerd(
     config = _write_config(directory, runtimes, cgroup=f"/{name}")
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_cgroups, f"/{name}")
-        process = stack.enter_context(_running(directory, config, flags, f"/{name}"))
+        process = stack.enter_context(
+            _running(directory, config, flags, f"/{name}", files=files or {})
+        )
         engine = Dockerd(
             directory=directory,
             socket=directory / "docker.sock",
@@ -199,9 +205,11 @@ def _running(
     flags: Sequence[str],
     cgroup: str,
     namespaces: Sequence[int] = (),
+    files: Mapping[str, Path] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     # exec keeps the pid through unshare and sh, so that the process's pid is dockerd's.
-    script = 'ip link set lo up && exec dockerd "$@"'
+    binds = [shlex.join(["mount", "--bind", str(files[path]), path]) for path in files or {}]
+    script = " && ".join(["ip link set lo up", *binds, 'exec dockerd "$@"'])
     argv = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     if namespaces:
         network, mount = namespaces
