@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use crate::bpf::DeviceFilter;
 use crate::fail::{Outcome, Step};
 use crate::files;
+use crate::mounts;
 use crate::sys::Result;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -88,6 +89,12 @@ impl Cgroup {
         files::open_at(&self.folder, file, OFlags::RDONLY)
     }
 
+    /// The cgroup `path` below this one, for a process to be made in.
+    pub fn below(&self, path: &str) -> Outcome<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        mounts::open_in_root(&self.folder, path, flags).step("cgroup", path)
+    }
+
     /// SIGKILL to every process in it and below.
     pub fn kill(&self) -> Result<()> {
         files::write_at(&self.folder, "cgroup.kill", b"1")
@@ -108,6 +115,14 @@ impl Cgroup {
             result => result,
         }
     }
+}
+
+/// The cgroup that the process `pid` is in, for another one to be made in.
+pub fn of(pid: i32) -> Result<OwnedFd> {
+    let text = files::read(format!("/proc/{pid}/cgroup").as_str())?;
+    let text = String::from_utf8_lossy(&text);
+    let path = text.lines().find_map(|line| line.strip_prefix("0::")).ok_or(Errno::NOENT)?;
+    files::open(format!("{ROOT}{path}").as_str(), OFlags::PATH | OFlags::DIRECTORY)
 }
 
 /// Number that stands behind `key` in a file of lines `key number`.

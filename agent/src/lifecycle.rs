@@ -15,7 +15,7 @@ use rustix::io;
 
 use crate::agent::{Agent, Answer};
 use crate::bpf::DeviceFilter;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::child::{self, rootfs};
 use crate::container::Container;
 use crate::fail::{Outcome, Step};
@@ -142,7 +142,10 @@ impl Agent {
         }
         // The child itself makes those that clone would make too early or not at all.
         let flags = plan.namespaces & !(NEWCGROUP | NEWTIME) | NEWNS;
-        match self.fork_into(pids.as_ref(), flags, &container.cgroup).step("clone", plan.id)? {
+        match self
+            .fork_into(pids.as_ref(), flags, container.cgroup.folder())
+            .step("clone", plan.id)?
+        {
             Fork::Child => child::init(plan, wires),
             Fork::Parent { pid, pidfd } => {
                 drop(wires);
@@ -155,11 +158,11 @@ impl Agent {
     }
 
     /// Forks into a cgroup, and into a PID namespace if one is given: only children enter it.
-    fn fork_into(&self, pids: Option<&OwnedFd>, flags: u64, cgroup: &Cgroup) -> sys::Result<Fork> {
+    fn fork_into(&self, pids: Option<&OwnedFd>, flags: u64, cgroup: &OwnedFd) -> sys::Result<Fork> {
         if let Some(pids) = pids {
             sys::setns(pids, NEWPID)?;
         }
-        let fork = sys::fork(flags, Some(cgroup.folder()));
+        let fork = sys::fork(flags, Some(cgroup));
         if pids.is_some() && !matches!(fork, Ok(Fork::Child)) {
             // Where the agent's next children belong.
             if let Err(error) = sys::setns(&self.own_pids, NEWPID) {
@@ -214,13 +217,14 @@ impl Agent {
             let message = format!("exec {:?} exists already", plan.exec_id);
             return Err(Failure::worded(STEP, plan.exec_id, errno::EEXIST, message));
         }
-        let init =
-            io::fcntl_dupfd_cloexec(&self.process(plan.id, None)?.pidfd, 0).step(STEP, "init")?;
+        let process = self.process(plan.id, None)?;
+        let init_pid = process.pid;
+        let init = io::fcntl_dupfd_cloexec(&process.pidfd, 0).step(STEP, "init")?;
         let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
         users::give_stdio(&plan.process, &wires);
         let pids = Some(&init).filter(|_| namespaces & NEWPID != 0);
         let cgroup = &self.containers[index].cgroup;
-        match self.fork_into(pids, 0, cgroup).step("clone", plan.exec_id)? {
+        match self.fork_exec(plan, pids, init_pid, cgroup)? {
             Fork::Child => child::exec(&plan.process, namespaces, &init, wires),
             Fork::Parent { pid, pidfd } => {
                 drop(wires);
@@ -233,6 +237,28 @@ impl Agent {
                 self.processes.push(process);
                 Ok(Answer::Other)
             }
+        }
+    }
+
+    /// Forks into the cgroup that the plan names, else the container's; else, if that one only has
+    /// others below it by now (a container that runs its own service manager), its init's.
+    fn fork_exec(
+        &self,
+        plan: &Exec,
+        pids: Option<&OwnedFd>,
+        init: i32,
+        cgroup: &Cgroup,
+    ) -> Outcome<Fork> {
+        const STEP: &str = "clone";
+        if let Some(path) = plan.cgroup.0 {
+            return self.fork_into(pids, 0, &cgroup.below(path)?).step(STEP, plan.exec_id);
+        }
+        match self.fork_into(pids, 0, cgroup.folder()) {
+            Err(io::Errno::BUSY) => {
+                let moved = cgroup::of(init).step("cgroup", plan.id)?;
+                self.fork_into(pids, 0, &moved).step(STEP, plan.exec_id)
+            }
+            result => result.step(STEP, plan.exec_id),
         }
     }
 

@@ -72,7 +72,9 @@ structures! {
         affinity: Maybe<Option<&'a [u8]>>, personality: Maybe<Option<u32>>,
     }
 
-    Exec<'a> { id: &'a str, exec_id: &'a str, process: Process<'a>, }
+    Exec<'a> {
+        id: &'a str, exec_id: &'a str, process: Process<'a>, cgroup: Maybe<Option<&'a str>>,
+    }
     Id<'a> { id: &'a str, }
     Signal<'a> { id: &'a str, exec_id: Option<&'a str>, signal: i32, all: bool, }
     Resize<'a> { id: &'a str, exec_id: Option<&'a str>, rows: u16, columns: u16, }

@@ -220,6 +220,7 @@ fn a_process_may_be_tuned() {
     let Ok(Request::Exec(plan)) = messages::request(&bytes).1 else {
         panic!("not an exec");
     };
+    assert_eq!(plan.cgroup.0, Some("a/b"));
     let tuning = plan.process.tuning.0.unwrap();
     assert_eq!((tuning.sched_attr.0.unwrap().len(), tuning.io_priority.0), (56, Some(16387)));
     assert_eq!((tuning.affinity.0.unwrap()[0], tuning.personality.0), (3, Some(8)));

@@ -208,7 +208,9 @@ def _running(
     files: Mapping[str, Path] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     # exec keeps the pid through unshare and sh, so that the process's pid is dockerd's.
-    binds = [shlex.join(["mount", "--bind", str(files[path]), path]) for path in files or {}]
+    binds = [
+        shlex.join(["mount", "--bind", str(source), path]) for path, source in (files or {}).items()
+    ]
     script = " && ".join(["ip link set lo up", *binds, 'exec dockerd "$@"'])
     argv = ["unshare", "--net", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     if namespaces:

@@ -36,10 +36,10 @@ EXEC = Verb(
         Flag("pid-file", TEXT, "file to write the process id to"),
         Flag("cap c", LIST, "further capability"),
         Flag("no-new-privs", BOOL, "set no_new_privs"),
-        Flag("process-label", TEXT, "not possible: the guest kernel runs no SELinux"),
-        Flag("apparmor", TEXT, "not possible: the guest kernel loads no profiles"),
+        Flag("process-label", TEXT, "SELinux label; the guest's kernel has no policy: a warning"),
+        Flag("apparmor", TEXT, "AppArmor profile; the guest's kernel has none: a warning"),
         Flag("preserve-fds", TEXT, "not possible: a VM cannot be given host descriptors"),
-        Flag("cgroup", LIST, "accepted when it is the container's own"),
+        Flag("cgroup", LIST, "run it in this cgroup below the container's"),
         Flag("ignore-paused", BOOL, "do so in a paused container too"),
     ),
 )
@@ -52,6 +52,8 @@ SIGNALS = (
     signal.SIGUSR2,
     signal.SIGCONT,
 )
+# Flags that stand for a field of the process.
+TEXT_FIELDS = {"cwd": "cwd", "apparmor": "apparmorProfile", "process-label": "selinuxLabel"}
 EXIT_FAILED = 255  # what runc exits with when the process cannot be started
 
 
@@ -77,9 +79,8 @@ def execute(context: Context, args: list[str]) -> int:
 
 
 def _process(flags: Flags, state: State) -> dict[str, Any]:
-    for refused in ("process-label", "apparmor", "preserve-fds"):
-        if flags.text(refused, "0") not in ("", "0"):
-            raise ConfigError(f"--{refused}: not possible in a VM", hint="leave it out")
+    if flags.number("preserve-fds"):
+        raise ConfigError("--preserve-fds: a VM cannot be given descriptors of the host")
     if flags.text("process"):
         path = flags.text("process")
         try:
@@ -102,24 +103,50 @@ def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
     process["args"] = flags.arguments[1:]
     process["terminal"] = flags.on("tty")
     process["env"] = [*(process.get("env") or []), *flags.all("env")]
-    process.pop("consoleSize", None)
-    if flags.text("cwd"):
-        process["cwd"] = flags.text("cwd")
-    if flags.on("no-new-privs"):
-        process["noNewPrivileges"] = True
-    if flags.text("user"):
-        uid, _, gid = flags.text("user").partition(":")
-        if not uid.isdigit() or not (gid.isdigit() or not gid):
-            raise ConfigError(f"--user {flags.text('user')!r}: uid[:gid], both numbers")
-        process["user"] = {"uid": int(uid), "gid": int(gid or 0)}
-    if flags.all("additional-gids"):
-        user = process.setdefault("user", {})
-        user["additionalGids"] = [_group(gid) for gid in flags.all("additional-gids")]
+    for flag, field in TEXT_FIELDS.items():
+        if flags.text(flag):
+            process[field] = flags.text(flag)
+    no_new_privileges = flags.chosen("no-new-privs")
+    if no_new_privileges is not None:
+        process["noNewPrivileges"] = no_new_privileges
+    process["user"] = _user(dict(process.get("user") or {}), flags)
     for name in flags.all("cap"):
         sets = process.setdefault("capabilities", {})
         for kind in ("bounding", "effective", "permitted"):
             sets[kind] = [*(sets.get(kind) or []), name]
     return process
+
+
+def _user(user: dict[str, Any], flags: Flags) -> dict[str, Any]:
+    """The container's own user with what the flags change; its groups stay."""
+    if flags.text("user"):
+        uid, colon, gid = flags.text("user").partition(":")
+        if not uid.isdigit() or not (gid.isdigit() or not colon):
+            raise ConfigError(f"--user {flags.text('user')!r}: uid[:gid], both numbers")
+        user["uid"] = int(uid)
+        if colon:
+            user["gid"] = int(gid)
+    added = [_group(gid) for gid in flags.all("additional-gids")]
+    if added:
+        user["additionalGids"] = [*(user.get("additionalGids") or []), *added]
+    return user
+
+
+def _cgroup(flags: Flags) -> str | None:
+    """The cgroup below the container's that was asked for; None: the container's own."""
+    names = flags.all("cgroup")
+    for name in names:
+        if ":" in name:
+            raise ConfigError(
+                f"--cgroup {name}: the guest has cgroup v2, which knows no paths by controller",
+                hint="leave out what is before the colon",
+            )
+    if len(names) > 1:
+        raise ConfigError(f"--cgroup {names[1]}: in cgroup v2 a process is in one cgroup only")
+    for name in names:
+        if not f"{os.path.normpath(f'/c/{name}')}/".startswith("/c/"):
+            raise ConfigError(f"--cgroup {name}: {name} is not a sub cgroup path")
+    return names[0] if names else None
 
 
 def _group(text: str) -> int:
@@ -211,7 +238,13 @@ def _request(
     context: Context, client: Client, fds: list[int], process: dict[str, Any], flags: Flags
 ) -> int:
     """Have the process started, with *fds* as its stdio; its pid in the guest."""
-    answer = client.request("exec", fds, process=process, paused=flags.on("ignore-paused"))
+    answer = client.request(
+        "exec",
+        fds,
+        process=process,
+        paused=flags.on("ignore-paused"),
+        cgroup=_cgroup(flags),
+    )
     for warning in answer["warnings"]:
         context.log.warning(warning)
     return int(answer["pid"])

@@ -50,6 +50,10 @@ class Flags:
         """Whether a BOOL flag was given."""
         return self._bools.get(key, False)
 
+    def chosen(self, key: str) -> bool | None:
+        """What a BOOL flag was set to; None where it was not given."""
+        return self._bools.get(key)
+
     def all(self, key: str) -> list[str]:
         """All values of a LIST flag."""
         return self._lists.get(key, [])

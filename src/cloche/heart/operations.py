@@ -62,7 +62,8 @@ async def execute(
         container = _container(connection, request)
         status = container.state.fields["status"]
         if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
-            raise StateError(f"cannot exec in a {status} container")
+            hint = "pass --ignore-paused" if status == PAUSED else ""
+            raise StateError(f"cannot exec in a {status} container", hint=hint)
         process = load_process(json.dumps(request["process"]).encode(), "process")
     except BaseException:
         for fd in fds:
@@ -71,7 +72,13 @@ async def execute(
     exec_id = f"{os.getpid()}-{connection.sandbox.next_number()}"
     guest, plan, warnings = container.new_process(exec_id, process, tuple(fds))
     future = connection.sandbox.agent.call(
-        "exec", {"id": container.id, "exec_id": exec_id, "process": plan}
+        "exec",
+        {
+            "id": container.id,
+            "exec_id": exec_id,
+            "process": plan,
+            "cgroup": request.get("cgroup"),
+        },
     )
     guest.begin_input()
     try:
