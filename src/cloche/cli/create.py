@@ -75,12 +75,29 @@ def run(context: Context, args: list[str]) -> int:
     detach = flags.on("detach")
     foreground = not detach and not flags.text("console-socket")
     request = _request(context, flags, container_id, foreground=foreground, at_once=True)
-    created = start_now(context, request, pid_file=flags.text("pid-file"))
     if detach:
+        start_now(context, request, pid_file=flags.text("pid-file"))
         return 0
+    return run_attached(context, request, pid_file=flags.text("pid-file"), keep=flags.on("keep"))
+
+
+def run_attached(
+    context: Context, request: Request, *, pid_file: str = "", keep: bool = False
+) -> int:
+    """Run the container of *request* to its end; returns its exit code."""
+    if not (request.foreground and request.glance.terminal):
+        return _attached(context, request, pid_file, keep)
+    from cloche.cli.foreground import untranslated_output
+
+    with untranslated_output():
+        return _attached(context, request, pid_file, keep)
+
+
+def _attached(context: Context, request: Request, pid_file: str, keep: bool) -> int:
+    created = start_now(context, request, pid_file=pid_file)
     from cloche.cli.foreground import follow
 
-    return follow(request, created.pid, context.log, keep=flags.on("keep"))
+    return follow(request, created.pid, context.log, keep=keep)
 
 
 def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError
-from cloche.cli.create import start_now
+from cloche.cli.create import run_attached
 from cloche.cli.lifecycle import remove
 from cloche.heart.launch import Request
 from cloche.host import user_network
@@ -77,10 +77,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
         )
-        created = start_now(context, request)
-        from cloche.cli.foreground import follow
-
-        return follow(request, created.pid, context.log, keep=False)
+        return run_attached(context, request)
     finally:
         shutil.rmtree(bundle, ignore_errors=True)
         os.close(held)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 
-from cloche.heart.terminal import make_raw, restore
+from cloche.heart.terminal import make_raw, restore, untranslate_output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,23 @@ FORWARDED = {
     signal.SIGCONT,
     *FROM_TERMINAL,
 }
+
+
+@contextlib.contextmanager
+def untranslated_output() -> Iterator[None]:
+    """Our terminal shows what comes as it is, for the guest's own has made it ready to be shown.
+
+    Already during a start, since the program may print before we hear that it runs; input stays
+    as it is until then, so that Ctrl-C gives the start up.
+    """
+    if not os.isatty(0):
+        yield
+        return
+    before = untranslate_output(0)
+    try:
+        yield
+    finally:
+        restore(0, before)
 
 
 @contextlib.contextmanager

@@ -127,8 +127,10 @@ class Container:
         if self.request.image:
             return IMAGE_MERGED
         if not os.path.isdir(self.rootfs):
+            exists = os.path.lexists(self.rootfs)
+            cause = "not a directory" if exists else "no such file or directory"
             raise ConfigError(
-                f"{self.request.glance.path}: $.root.path: {self.rootfs}: no such directory",
+                f"{self.request.glance.path}: $.root.path: {self.rootfs}: {cause}",
                 hint="the bundle's root file system must be mounted or unpacked there",
             )
         return self.sandbox.share.bind(self.rootfs, f"{self.id}/rootfs")

@@ -35,8 +35,17 @@ def make_raw(fd: int) -> list[Any]:
     return before
 
 
+def untranslate_output(fd: int) -> list[Any]:
+    """Have the terminal *fd* show bytes as they come (no OPOST); returns its settings before."""
+    before = termios.tcgetattr(fd)
+    settings = termios.tcgetattr(fd)
+    settings[1] &= ~termios.OPOST
+    termios.tcsetattr(fd, termios.TCSANOW, settings)
+    return before
+
+
 def restore(fd: int, settings: list[Any]) -> None:
-    """Undo make_raw."""
+    """Undo make_raw or untranslate_output."""
     termios.tcsetattr(fd, termios.TCSADRAIN, settings)
 
 

@@ -78,7 +78,8 @@ def device_plan(
 ) -> tuple[list[dict[str, object]], list[str]]:
     """Nodes for the agent (docs/protocol.md, Container.devices), and warnings.
 
-    A device of the config takes the place of a default one with the same path, as with runc.
+    A device of the config takes the place of a default one with the same path, and the first of
+    two is made, as with runc.
     Block devices of the host are those among *disks* (number → serial in the guest); others are
     left out: the same number is another disk, or none, in the guest.
     """
@@ -89,14 +90,14 @@ def device_plan(
         if path == "/dev/ptmx":  # always the link into the container's own devpts
             continue
         if device.type == "b" and (disk := disks.get((device.major, device.minor))):
-            nodes[path] = _node(path, device) | {"major": 0, "minor": 0, "disk": disk}
+            nodes.setdefault(path, _node(path, device) | {"major": 0, "minor": 0, "disk": disk})
             continue
         if device.type == "b" and device.major not in _SAME_BLOCK:
             left_out.append(f"{quoted(path)} ({device.major}:{device.minor})")
             continue
         if device.type in "cu" and not _same_everywhere(device.major, device.minor):
             foreign.append(f"{quoted(path)} ({device.major}:{device.minor})")
-        nodes[path] = _node(path, device)
+        nodes.setdefault(path, _node(path, device))
     for path, major, minor in DEFAULT_DEVICES:
         nodes.setdefault(path, _char(path, major, minor))
     return list(nodes.values()), _warnings(foreign, left_out)

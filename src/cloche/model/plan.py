@@ -149,7 +149,7 @@ def _process(
         "cwd": process.cwd,
         "uid": user.uid,
         "gid": user.gid,
-        "groups": list(user.additional_gids),
+        "groups": list(dict.fromkeys(user.additional_gids)),
         "umask": _first_given(user.umask, first.user.umask, DEFAULT_UMASK),
         **_capabilities(process.capabilities or first.capabilities),
         "rlimits": [

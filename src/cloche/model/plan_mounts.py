@@ -154,7 +154,7 @@ def _filesystem(mount: Mount, layout: Layout) -> dict[str, object]:
 def _mount(mount: Mount, source: str, kind: str, options: MountOptions) -> dict[str, object]:
     plan: dict[str, object] = {
         "source": source,
-        "target": "/" + mount.destination.lstrip("/"),
+        "target": os.path.normpath("/" + mount.destination.lstrip("/")),
         "type": kind,
         "flags": options.flags,
         "data": options.data,
