@@ -19,7 +19,12 @@ from .oci_data import compiled, compiled_exec, full
 
 DOCS = Path(__file__).parents[2] / "docs/oci.md"
 ROW = re.compile(r"^\| `([^`]+)` \| (\w+) \|", re.MULTILINE)
-ROWS = dict(ROW.findall(DOCS.read_text()))
+ROWS = dict(ROW.findall(DOCS.read_text().partition("\n## Differences from runc\n")[0]))
+SPECIFIED = [
+    line
+    for line in (Path(__file__).parents[1] / "vectors/oci-fields.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
 
 # A value that each refused field is refused for; `[]` in a path takes the first item.
 REFUSED: dict[str, object] = {
@@ -107,6 +112,40 @@ def test_every_field_has_a_row_and_every_row_a_field() -> None:
     strays = [row for row in ROWS if not any(covers(row.removesuffix("[]"), f) for f in fields)]
     assert strays == []
     assert {*ROWS.values()} == {"guest", "host", "both", "refused", "warned", "ignored"}
+
+
+@pytest.mark.parametrize("field", SPECIFIED)
+def test_every_field_of_the_specification_has_a_row(field: str) -> None:
+    name = field.replace("{}", "")
+    assert any(covers(row.removesuffix("[]"), name) for row in ROWS)
+
+
+@pytest.mark.parametrize("field", SPECIFIED)
+def test_every_field_of_the_specification_is_read(field: str) -> None:
+    """It has the place that the specification gives it in the types, or its whole section has."""
+    wanted = field.replace("{}", "")
+    assert any(wanted == name or covers(name, wanted) for name in fields_of(Config))
+
+
+def test_nothing_is_read_that_is_not_specified() -> None:
+    known = [name.replace("{}", "").removesuffix("[]") for name in SPECIFIED]
+    later = {"linux.netDevices"}  # of version 1.3
+    read = [name for name in fields_of(Config) if name.partition(".")[0] != "vm"]
+    read = [name for name in read if not any(covers(each, name) for each in later)]
+    assert [
+        name for name in read if not any(covers(name, each) or covers(each, name) for each in known)
+    ] == []
+
+
+@pytest.mark.parametrize("row", rows("host", "both", "guest"))
+def test_what_is_carried_out_is_checked(row: str, folder: Path) -> None:
+    """What no such field can be is an error that names it."""
+    config = copy.deepcopy(full())
+    place, name = places(config, row)[0]
+    place[name] = 1.5
+    message = outcome(config, folder)
+    assert isinstance(message, str)
+    assert f"$.{row.replace('[]', '[0]').removesuffix('[0]')}" in message
 
 
 @pytest.mark.parametrize("row", rows("guest", "both"))
