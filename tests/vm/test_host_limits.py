@@ -128,3 +128,16 @@ def test_processors_of_the_host(cloche: Runtime, bundle: Bundle) -> None:
     assert container.sh("cat /sys/fs/cgroup/cpuset.cpus; nproc").lines == ["0", "1"]
     qemu = Path(f"/proc/{container.pid}/status").read_text()
     assert "Cpus_allowed_list:\t1\n" in qemu
+
+
+def test_swappiness(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"] = {"memory": {"swappiness": 17}}
+    path = f"cloche-tests/{new_id()}"
+    bundle.linux["cgroupsPath"] = f"/{path}"
+    cloche.start(bundle)
+    found = host_files(path, "memory.swappiness")
+    if found:
+        assert found == {"memory.swappiness": "17"}
+    else:  # cgroup v2
+        (warning,) = cloche.messages("warning")
+        assert "$.linux.resources.memory.swappiness: " in warning

@@ -103,6 +103,49 @@ def test_limits_are_in_the_guests_cgroup(cloche: Runtime, bundle: Bundle) -> Non
     assert int(result.lines[5].split()[1]) < 256 << 10
 
 
+def test_huge_pages(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"] = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}
+    result = cloche.run(bundle.sh("cd /sys/fs/cgroup; cat hugetlb.2MB.max hugetlb.2MB.rsvd.max"))
+    assert result.lines == [str(4 << 20)] * 2
+
+
+@pytest.mark.parametrize(
+    ("resources", "field"),
+    [
+        ({"unified": {"memory.nothing": "1"}}, "unified"),
+        ({"unified": {"memory.high": "much"}}, "unified"),
+        ({"cpu": {"quota": 5000, "burst": 50_000}}, "cpu.burst"),
+        ({"hugepageLimits": [{"pageSize": "3MB", "limit": 1}]}, "hugepageLimits[0].pageSize"),
+    ],
+)
+def test_what_the_guests_kernel_refuses_is_named(
+    cloche: Runtime, bundle: Bundle, resources: dict[str, object], field: str
+) -> None:
+    bundle.linux["resources"] = resources
+    message = cloche.fails("create", "--bundle", bundle.save(), cloche.new_id())
+    assert f"$.linux.resources.{field}: " in message
+    assert cloche.leftovers() == []
+
+
+def test_what_no_cgroup_can_is_warned_about(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.linux["resources"] = {
+        "memory": {"kernel": 1 << 20, "kernelTCP": 1 << 20, "disableOOMKiller": True},
+        "cpu": {"realtimeRuntime": 1000, "realtimePeriod": 2000},
+        "network": {"classID": 1, "priorities": [{"name": "eth0", "priority": 1}]},
+        "rdma": {"mlx5_0": {"hcaHandles": 1}},
+    }
+    assert cloche.run(bundle.sh("echo runs")).lines == ["runs"]
+    named = {
+        warning.partition(":")[0].removeprefix("$.linux.resources.")
+        for warning in cloche.messages("warning")
+    }
+    assert named == {
+        *("memory.kernel", "memory.kernelTCP", "memory.disableOOMKiller"),
+        *("cpu.realtimeRuntime", "cpu.realtimePeriod", "rdma"),
+        *("network.classID", "network.priorities"),
+    }
+
+
 def test_processors_follow_the_quota(cloche: Runtime, bundle: Bundle) -> None:
     bundle.linux["resources"] = {
         "memory": {"limit": 64 << 20},

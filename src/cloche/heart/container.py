@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import ConfigError, StateError
+from cloche.base.errors import ConfigError, GuestError, StateError
 from cloche.heart.process import GuestProcess
 from cloche.heart.terminal import open_console
 from cloche.host.cgroup import apply, relative_path
-from cloche.model.cgroup import RESOURCES
+from cloche.model.cgroup import RESOURCES, field_of
 from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Bind, Layout, compile_container, compile_process, host_binds
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloche.heart.sandbox import Sandbox
     from cloche.host.view import View
     from cloche.model.oci_linux import Resources
+    from cloche.wire.messages import AgentError
 
 IMAGE_ROOT = "/run/image"
 IMAGE_SCRATCH = "/run/scratch"
@@ -106,6 +107,12 @@ class Container:
         Returns warnings; errors as of host.cgroup.apply.
         """
         return apply(self.host_cgroup, host_settings(self.resources), RESOURCES)
+
+    @staticmethod
+    def explained(error: AgentError, resources: Resources, path: str) -> GuestError:
+        """*error*, naming the field of *resources* (at JSON *path*) that the guest refused."""
+        field = field_of(error.object, resources) if error.step == "cgroup" else ""
+        return GuestError(f"{path}.{field}: {error.message}") if field else error
 
     @property
     def rootfs(self) -> str:

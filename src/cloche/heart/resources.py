@@ -12,6 +12,7 @@ from cloche.model.host_cgroup import host_settings
 from cloche.model.stats import FILES, container_stats
 from cloche.model.update import changes, check_room, exceeds_limit, merged
 from cloche.vmm.shape import GUEST_OVERHEAD, MIB
+from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from cloche.heart.container import Container
@@ -32,14 +33,16 @@ async def update(container: Container, wanted: Resources) -> list[str]:
     known = host_settings(before)
     bounds = [setting for setting in host_settings(after) if setting not in known]
     if after.memory.check_before_update:
-        fields = {"id": container.id, "files": ["memory.current"]}
-        found = await sandbox.agent.call("cgroup_read", fields)
-        why = exceeds_limit(after, values, int(found["memory.current"] or 0))
+        used = (await _guest_stats(container))["memory"]["usage"]["usage"]
+        why = exceeds_limit(after, values, used)
         if why:
             raise StateError(why)
     warnings = apply(container.host_cgroup, bounds, "$")
     if values:
-        await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
+        try:
+            await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
+        except AgentError as error:
+            raise container.explained(error, after, "$") from None
     container.resources = after
     return resource_warnings(wanted, "$") + warnings
 
@@ -47,10 +50,15 @@ async def update(container: Container, wanted: Resources) -> list[str]:
 async def stats(container: Container) -> dict[str, Any]:
     """The `data` of a stats event: the guest's numbers, and below `vm` the host's."""
     sandbox = container.sandbox
-    texts = await sandbox.agent.call("cgroup_read", {"id": container.id, "files": list(FILES)})
+    size = {"memory": sandbox.memory_mib * MIB, "cpus": sandbox.cpus}
+    vm = {"size": size, **vm_usage(container.host_cgroup)}
+    return {**await _guest_stats(container), "vm": vm}
+
+
+async def _guest_stats(container: Container) -> dict[str, Any]:
+    fields = {"id": container.id, "files": list(FILES)}
+    texts = await container.sandbox.agent.call("cgroup_read", fields)
     try:
-        found = container_stats(texts)
+        return container_stats(texts)
     except (ValueError, TypeError, AttributeError) as error:
         raise GuestError(f"stats: the guest's cgroup files are odd: {error}") from None
-    size = {"memory": sandbox.memory_mib * MIB, "cpus": sandbox.cpus}
-    return {**found, "vm": {"size": size, **vm_usage(container.host_cgroup)}}

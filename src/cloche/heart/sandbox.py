@@ -14,8 +14,10 @@ from cloche.heart.agent import Agent
 from cloche.heart.news import OomNews
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
+from cloche.model.cgroup import RESOURCES
 from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.vmm.argv import SHARE_TAG
+from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from cloche.base.loop import Future
@@ -151,7 +153,10 @@ class Sandbox:
         self.warnings += container.bound_vm()  # the guest is busy, and has not started it yet
         if self.request.at_once:
             steps.append(container.start())
-        await self._in_time(*steps)
+        try:
+            await self._in_time(*steps)
+        except AgentError as error:
+            raise container.explained(error, container.resources, RESOURCES) from None
         container.init.pid = int(created.value["pid"])
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
 

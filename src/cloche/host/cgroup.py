@@ -115,9 +115,9 @@ def apply(path: str, settings: Sequence[HostSetting], root: str) -> list[str]:
             continue
         names = " or ".join(name for name, _ in setting.files)
         why = f"{field}: this host's cgroups have no {names}"
-        if setting.needed:
+        if not setting.otherwise:
             raise ConfigError(why)
-        warnings.append(f"{why}: applied in the guest only")
+        warnings.append(f"{why}: {setting.otherwise}")
     return warnings
 
 

@@ -23,6 +23,11 @@ class Limits(Struct, frozen=True):
     cpus: float | None  # processors' worth of time
 
 
+# What x86-64 has; the names are the kernel's.
+HUGE_PAGES = ("2MB", "1GB")
+_HUGE = ("max", "rsvd.max")
+
+
 def limits(config: Config) -> Limits:
     """What the config allows the container; None where it sets no limit."""
     resources = config.linux.resources
@@ -41,6 +46,9 @@ def cgroup_values(resources: Resources) -> list[tuple[str, str]]:
     values = _memory(resources.memory) + _cpu(resources.cpu)
     if resources.pids is not None and resources.pids.limit != 0:
         values.append(("pids.max", _or_max(resources.pids.limit)))
+    for huge in resources.hugepage_limits:
+        # Pages in use, and those that are only reserved for mappings.
+        values += [(f"hugetlb.{huge.page_size}.{name}", str(huge.limit)) for name in _HUGE]
     # Last, so that what the user wrote for cgroup v2 itself wins over what was converted.
     return values + sorted(resources.unified.items())
 
@@ -111,6 +119,10 @@ def check_resources(resources: Resources, path: str = RESOURCES) -> None:
         refuse(f"{path}.cpu.period", f"expected 1000 to 1000000 µs, got {cpu.period}")
     if cpu.quota is not None and 0 < cpu.quota < 1_000:
         refuse(f"{path}.cpu.quota", f"expected at least 1000 µs, got {cpu.quota}")
+    for index, huge in enumerate(resources.hugepage_limits):
+        if huge.page_size not in HUGE_PAGES:
+            here = f"{path}.hugepageLimits[{index}].pageSize"
+            refuse(here, f"expected one of {HUGE_PAGES}, got {quoted(huge.page_size)}")
     for name, value in resources.unified.items():
         here = f"{path}.unified"
         # A name with a slash would lead out of the container's cgroup.
@@ -122,6 +134,26 @@ def check_resources(resources: Resources, path: str = RESOURCES) -> None:
             refuse(here, f"{quoted(name)} has no value")
 
 
+_FIELDS = {
+    "memory.max": "memory.limit",
+    "memory.swap.max": "memory.swap",
+    "memory.low": "memory.reservation",
+    "cpu.max": "cpu.quota",
+    "cpu.max.burst": "cpu.burst",
+    "cpu.weight": "cpu.shares",
+    "cpu.idle": "cpu.idle",
+    "cpuset.cpus": "cpu.cpus",
+    "pids.max": "pids.limit",
+}
+
+
+def field_of(file: str, resources: Resources) -> str:
+    """The field, below resources, that was to be written to *file*; empty where none is."""
+    if file in resources.unified:
+        return "unified"
+    return "hugepageLimits" if file.startswith("hugetlb.") else _FIELDS.get(file, "")
+
+
 def resource_warnings(resources: Resources, path: str = RESOURCES) -> list[str]:
     """What is not carried out, in words."""
     memory, cpu = resources.memory, resources.cpu
@@ -129,13 +161,11 @@ def resource_warnings(resources: Resources, path: str = RESOURCES) -> list[str]:
     found = {
         "memory.kernel": (bool(memory.kernel and memory.kernel > 0), no_v2),
         "memory.kernelTCP": (bool(memory.kernel_tcp and memory.kernel_tcp > 0), no_v2),
-        "memory.swappiness": (memory.swappiness is not None, no_v2),
         "memory.disableOOMKiller": (bool(memory.disable_oom_killer), no_v2),
         "cpu.realtimeRuntime": (bool(cpu.realtime_runtime), no_v2),
         "cpu.realtimePeriod": (bool(cpu.realtime_period), no_v2),
         "network.classID": (bool(resources.network.class_id), no_v2),
         "network.priorities": (bool(resources.network.priorities), no_v2),
-        "hugepageLimits": (bool(resources.hugepage_limits), "the guest has no huge pages"),
         "rdma": (bool(resources.rdma), "the guest has no RDMA devices"),
     }
     return [

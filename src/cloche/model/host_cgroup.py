@@ -19,25 +19,32 @@ if TYPE_CHECKING:
 class HostSetting(NamedTuple):
     """One limit: the first of *files* that the cgroup has is written.
 
-    *field* is its name below resources. One that is not *needed* may be had nowhere: a warning.
+    *field* is its name below resources. Where there is none of the files that is an error, or, if
+    it can be done without, a warning: *otherwise* says what becomes of the limit then.
     """
 
     field: str
     files: tuple[tuple[str, str], ...]  # name, value
-    needed: bool = True
+    otherwise: str = ""
+
+
+_GUEST = "applied in the guest only"
 
 
 def host_settings(resources: Resources) -> list[HostSetting]:
     """What is written to the host's cgroup, in order."""
-    cpu, found = resources.cpu, []
+    cpu, swappiness, found = resources.cpu, resources.memory.swappiness, []
+    if swappiness is not None:
+        only = ("memory.swappiness", str(swappiness))  # cgroup v2 has none
+        found.append(HostSetting("memory.swappiness", (only,), "not applied"))
     for name, text in (("mems", cpu.mems), ("cpus", cpu.cpus)):
         if text:
             found.append(HostSetting(f"cpu.{name}", ((f"cpuset.{name}", text),)))
     if cpu.idle is not None:
-        found.append(HostSetting("cpu.idle", (("cpu.idle", str(cpu.idle)),), needed=False))
+        found.append(HostSetting("cpu.idle", (("cpu.idle", str(cpu.idle)),), otherwise=_GUEST))
     if cpu.shares and cpu.idle != 1:  # the kernel refuses a weight for an idle cgroup
         files = (("cpu.shares", str(cpu.shares)), ("cpu.weight", str(cpu_weight(cpu.shares))))
-        found.append(HostSetting("cpu.shares", files, needed=False))
+        found.append(HostSetting("cpu.shares", files, otherwise=_GUEST))
     return [*found, *_block_io(resources.block_io)]
 
 

@@ -71,12 +71,13 @@ def _failure_text(failure: AgentFailure) -> str:
 
 
 class AgentError(GuestError):
-    """A request that the agent refused; *errno* is Linux's, 0 where there is none."""
+    """A request that the agent refused at *step* on *object*; *errno* is Linux's, 0: none."""
 
     def __init__(self, failure: AgentFailure) -> None:
         super().__init__(_failure_text(failure))
         self.errno = failure.errno
         self.step = failure.step
+        self.object = failure.object
 
 
 class Protocol:
