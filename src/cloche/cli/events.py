@@ -25,6 +25,8 @@ EVENTS = Verb(
         Flag("stats", BOOL, "print one stats event and exit"),
     ),
 )
+# From the moment in which a VM answers no more to the end of its supervisor.
+END_TIMEOUT_S = 10.0
 # Go's time.ParseDuration, which runc's users write.
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -48,22 +50,42 @@ def events(context: Context, args: list[str]) -> int:
 def _follow(state: State, interval: float) -> None:
     watch = Client(state)
     watch.request("watch")
-    poll = select.poll()
-    poll.register(watch.fileno(), select.POLLIN)
     due = time.monotonic() + interval
     while True:
         remaining = due - time.monotonic()
-        if watch.has_message() or poll.poll(max(0.0, remaining) * 1000):
-            if watch.receive() is None:
-                return  # the container has ended
-            _print("oom", state)
+        if _has_news(watch, max(0.0, remaining)):
+            if not _tell_news(watch, state):
+                return
         elif remaining <= 0:
             due += interval
             try:
-                _print("stats", state, ask(state, "stats"))
-            except ClocheError:
-                if state.is_alive():
-                    raise
+                stats = ask(state, "stats")
+            except (ClocheError, OSError):
+                if _ends(watch, state):
+                    return  # the container's end was why, before we heard of it
+                raise
+            _print("stats", state, stats)
+
+
+def _has_news(watch: Client, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(watch.fileno(), select.POLLIN)
+    return watch.has_message() or bool(poll.poll(seconds * 1000))
+
+
+def _tell_news(watch: Client, state: State) -> bool:
+    """Print what has come; False when the container has ended."""
+    if watch.receive() is None:
+        return False
+    _print("oom", state)
+    return True
+
+
+def _ends(watch: Client, state: State) -> bool:
+    while _has_news(watch, END_TIMEOUT_S):
+        if not _tell_news(watch, state):
+            return True
+    return False
 
 
 def _print(kind: str, state: State, data: object = None) -> None:
