@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from .bundles import Bundle
-from .runtime import Container, Runtime
+from .runtime import Runtime
 from .starts import each_start
+from .test_lifecycle import LISTENER, say_ready
 from .test_process import same_under_runc
 
 BASE = 100_000
@@ -161,10 +162,8 @@ def test_a_user_that_is_not_mapped(cloche: Runtime, mapped: Bundle) -> None:
 
 
 def test_a_pause_and_an_end_by_signal(cloche: Runtime, mapped: Bundle) -> None:
-    container: Container = cloche.start(
-        mapped.sh("trap 'exit 7' TERM; while :; do sleep 0.1; done")
-    )
+    container = say_ready(cloche.start(mapped.sh(LISTENER)))
     cloche("pause", container.id)
     cloche("resume", container.id)
     container.kill("TERM")
-    assert container.wait() == 7
+    assert container.wait() == 3
