@@ -85,6 +85,13 @@ def test_the_default_spec_loads(tmp_path: Path) -> None:
     assert config.process.args == ("sh",)
 
 
+def test_what_asks_for_nothing_is_taken(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, changed("linux.intelRdt", {"closID": "", "enableCMT": False}))
+    )
+    assert config.linux.intel_rdt is not None
+
+
 def test_missing_file_is_worded_as_runc_words_it(tmp_path: Path) -> None:
     path = str(tmp_path / "config.json")
     with pytest.raises(ConfigError) as caught:
@@ -159,6 +166,11 @@ def test_what_is_no_json_says_so(tmp_path: Path, data: bytes) -> None:
             "linux.namespaces.0.path",
             "/proc/1/ns/pid",
             "$.linux.namespaces[0].path: a pid namespace",
+        ),
+        (
+            "linux.sysctl",
+            {"kernel.hostname": "x"},
+            '$.linux.sysctl: "kernel.hostname" conflicts with',
         ),
         ("linux.sysctl", {"../x": "1"}, "$.linux.sysctl: expected names like net.core.somaxconn"),
         ("linux.maskedPaths.0", "proc", "$.linux.maskedPaths[0]: expected an absolute path"),

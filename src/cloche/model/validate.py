@@ -12,6 +12,7 @@ from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.device_filter import check_device_rules
 from cloche.model.devices import check_devices
 from cloche.model.mounts import PROPAGATION
+from cloche.model.oci_linux import IntelRdt
 from cloche.model.oci_vm import check_vm
 from cloche.model.problems import quoted, refuse
 from cloche.model.rlimits import RLIMITS
@@ -132,7 +133,8 @@ def _check_linux(linux: Linux) -> None:
                     f"$.linux.{field}[{index}]", f"expected an absolute path, got {quoted(path)}"
                 )
     for name, value in linux.sysctl.items():
-        sysctl_path(name)
+        if sysctl_path(name) == "kernel/hostname":
+            refuse("$.linux.sysctl", f"{quoted(name)} conflicts with the field $.hostname")
         if not value:
             refuse("$.linux.sysctl", f"{quoted(name)} has no value")
     check_devices(linux.devices)
@@ -146,8 +148,8 @@ def _check_linux(linux: Linux) -> None:
     check_device_rules(linux.resources.devices)
     if linux.seccomp is not None:
         check_seccomp(linux.seccomp)
-    if linux.intel_rdt is not None:
-        refuse("$.linux.intelRdt", _LATER)
+    if linux.intel_rdt not in (None, IntelRdt()):
+        refuse("$.linux.intelRdt", "the processors of a VM have no cache or bandwidth to divide")
     if linux.personality is not None:
         check_personality(linux.personality)
 
