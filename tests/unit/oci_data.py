@@ -137,7 +137,7 @@ def full() -> dict[str, Any]:
     ]
     config["linux"] |= {
         "devices": [
-            {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 416}
+            {"path": "/dev/hwrng", "type": "c", "major": 10, "minor": 183, "fileMode": 416}
             | {"uid": 5, "gid": 6}
         ],
         "namespaces": [*config["linux"]["namespaces"], {"type": "user"}, {"type": "time"}],

@@ -11,6 +11,7 @@ import pytest
 
 from .bundles import Bundle
 from .runtime import Runtime
+from .test_process import same_under_runc
 
 SIZE = 16 << 20
 
@@ -163,3 +164,37 @@ def test_what_a_container_mounts_itself_is_written_back(
     bundle.sh("mkdir /disk && mount -t ext4 /dev/xvda /disk && echo back >/disk/new")
     cloche.run(bundle)
     assert mounted(ext4, lambda folder: (folder / "new").read_text()) == "back\n"
+
+
+def test_devices_that_a_guest_has_not(cloche: Runtime, bundle: Bundle) -> None:
+    """The node is there, as it has to be; what it leads to is the guest's, which is nothing."""
+    names = {"/dev/kvm": 232, "/dev/fuse": 229, "/dev/net/tun": 200}
+    bundle.linux["devices"] = [
+        {"path": path, "type": "c", "major": 10, "minor": minor} for path, minor in names.items()
+    ]
+    rule = {"allow": True, "type": "c", "major": 10, "access": "rwm"}
+    bundle.linux["resources"] = {"devices": [rule]}
+    script = "; ".join(f"stat -c %n:%t:%T {path}; cat {path}" for path in names)
+    result = cloche.run(bundle.sh(script), code=1)
+    assert result.lines == [f"{path}:a:{minor:x}" for path, minor in names.items()]
+    assert result.stderr.count("No such device") == 3
+    told = [each for each in cloche.messages("warning") if each.startswith("$.linux.devices")]
+    assert len(told) == 2
+    assert '"/dev/fuse" (10:229), "/dev/net/tun" (10:200)' in told[0]
+    assert '"/dev/kvm" (10:232)' in told[1]
+
+
+@pytest.mark.parametrize("link", ["/srv", "srv", "../../../../../../srv", "/not/there/yet"])
+def test_symlinks_in_paths_of_devices_stay_inside(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, folder: Path, link: str
+) -> None:
+    (bundle.rootfs / "link").symlink_to(link)
+    bundle.linux["devices"] = [
+        {"path": "/link/deep/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o600},
+        {"path": "/link/pipe", "type": "p", "uid": 3, "gid": 4},
+    ]
+    bundle.sh("cd /link && stat -c '%n %F %a %u:%g' deep/zero pipe; head -c 2 deep/zero | wc -c")
+    result = same_under_runc(cloche, runc, bundle)
+    assert result.lines[0] == "deep/zero character special file 600 0:0"
+    assert result.lines[-1] == "2"
+    assert not Path("/srv/deep").exists()

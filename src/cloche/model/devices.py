@@ -39,16 +39,17 @@ DEFAULT_LINKS = (
 )
 
 # Character devices that mean in every Linux what they mean on the host: major, minor (None: all).
-# Documentation/admin-guide/devices.txt; /dev/net/tun and /dev/fuse are misc devices.
+# Documentation/admin-guide/devices.txt.
 _SAME_EVERYWHERE = {
     (1, None),
     (5, None),
-    (10, 200),
-    (10, 229),
     (10, 183),
     (10, 137),
     (10, 237),
 }
+
+# TUN/TAP and FUSE, which guests have with kernels that were built so only (docs/guest.md).
+_MODULES = {(10, 200), (10, 229)}
 
 _SAME_BLOCK = (1, 7)  # RAM disks and loop devices, made by the guest's own kernel
 
@@ -84,7 +85,9 @@ def device_plan(
     left out: the same number is another disk, or none, in the guest.
     """
     nodes: dict[str, dict[str, object]] = {}
-    foreign, left_out = [], []
+    foreign: list[str] = []
+    left_out: list[str] = []
+    driverless: list[str] = []
     for device in devices:
         path = posixpath.normpath(device.path)
         if path == "/dev/ptmx":  # always the link into the container's own devpts
@@ -96,11 +99,13 @@ def device_plan(
             left_out.append(f"{quoted(path)} ({device.major}:{device.minor})")
             continue
         if device.type in "cu" and not _same_everywhere(device.major, device.minor):
-            foreign.append(f"{quoted(path)} ({device.major}:{device.minor})")
+            known = (device.major, device.minor) in _MODULES
+            notes = driverless if known else foreign
+            notes.append(f"{quoted(path)} ({device.major}:{device.minor})")
         nodes.setdefault(path, _node(path, device))
     for path, major, minor in DEFAULT_DEVICES:
         nodes.setdefault(path, _char(path, major, minor))
-    return list(nodes.values()), _warnings(foreign, left_out)
+    return list(nodes.values()), _warnings(foreign, left_out, driverless)
 
 
 def _same_everywhere(major: int, minor: int) -> bool:
@@ -137,12 +142,17 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _warnings(foreign: list[str], left_out: list[str]) -> list[str]:
+def _warnings(foreign: list[str], left_out: list[str], driverless: list[str]) -> list[str]:
     warnings = []
     if left_out:
         warnings.append(
             f"$.linux.devices: block devices of the host that no device rule names by number are "
             f"not in the guest, left out: {_some(left_out)}"
+        )
+    if driverless:
+        warnings.append(
+            f"$.linux.devices: nodes made, but the distribution's kernel has their drivers as "
+            f"modules, which are not in the guest: {_some(driverless)}"
         )
     if foreign:
         warnings.append(
