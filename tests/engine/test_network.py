@@ -276,3 +276,15 @@ def test_ipv6(docker: Docker) -> None:
     address = docker.inspect(server)["NetworkSettings"]["Networks"][network]["GlobalIPv6Address"]
     script = f"ping -6 -c 1 -W 2 {address} | grep -c ' 0% packet loss'"
     assert docker.run("--network", network, IMAGE, "sh", "-c", script).output == "1"
+
+
+@pytest.mark.vm_only
+def test_network_and_ipc_of_a_container(docker: Docker) -> None:
+    """``--network container:X`` and ``--ipc container:X`` lead into the machine of X."""
+    name = docker.start("--ipc", "shareable", IMAGE, "sleep", "1000")
+    docker.sh(name, "echo told >/dev/shm/word")
+    options = (f"--network=container:{name}", f"--ipc=container:{name}")
+    script = "cat /dev/shm/word /proc/sys/kernel/random/boot_id; ip -o -4 addr show eth0"
+    joined = docker.run(*options, IMAGE, "sh", "-c", script).output
+    there = docker.sh(name, "cat /proc/sys/kernel/random/boot_id; ip -o -4 addr show eth0")
+    assert joined == f"told\n{there}"

@@ -163,9 +163,9 @@ def test_what_is_no_json_says_so(tmp_path: Path, data: bytes) -> None:
         ("linux.namespaces.0.type", "pids", "$.linux.namespaces[0].type: expected one of"),
         ("linux.namespaces.1.type", "pid", "$.linux.namespaces[1].type: pid is there twice"),
         (
-            "linux.namespaces.0.path",
-            "/proc/1/ns/pid",
-            "$.linux.namespaces[0].path: a pid namespace",
+            "linux.namespaces.0",
+            {"type": "mount", "path": "/proc/1/ns/mnt"},
+            "$.linux.namespaces[0].path: a mount namespace",
         ),
         (
             "linux.sysctl",

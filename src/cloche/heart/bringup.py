@@ -24,6 +24,7 @@ UNBOUNDED = (
 SIGINT = 2  # signal proper imports enum, 5 ms
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -37,9 +38,17 @@ class Created:
 
 
 def bring_up(request: Request) -> Created:
-    """Create the container of *request*; on any failure nothing is left of it."""
+    """Create the container of *request*; on any failure nothing is left of it.
+
+    In a VM of its own, or in that of the containers whose namespaces it joins.
+    """
+    run: Callable[[Request, int], int] = supervise
+    if request.glance.joins:
+        from cloche.heart.pod import stand_in_for
+
+        run = stand_in_for(request) or supervise
     make_directory(request)
-    pid, fd = fork_supervisor(request, supervise)
+    pid, fd = fork_supervisor(request, run)
     channel = Channel(fd)
     try:
         return _follow(request, pid, channel)
@@ -65,7 +74,8 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             )
         event = message["event"]
         if event == "namespaces":
-            if not _join_cgroup(request, [pid, message["vm_pid"]]):
+            pids = [pid, message["vm_pid"]] if message["vm_pid"] else [pid]
+            if not _join_cgroup(request, pids) and message["vm_pid"]:
                 warnings.append(UNBOUNDED)
             _run_host_hooks(request, pid)
             channel.send({"event": "hooks done"})

@@ -15,7 +15,8 @@ from cloche.host.cgroup import apply, relative_path
 from cloche.model.cgroup import RESOURCES, field_of
 from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
-from cloche.model.plan import Bind, Layout, compile_container, compile_process, host_binds
+from cloche.model.plan import Layout, compile_container, compile_process, host_sources
+from cloche.model.problems import refuse
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
 from cloche.vmm.argv import disk_serial
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cloche.heart.sandbox import Sandbox
     from cloche.host.view import View
     from cloche.model.oci_linux import Resources
+    from cloche.model.plan_mounts import Sources
     from cloche.wire.messages import AgentError
 
 IMAGE_ROOT = "/run/image"
@@ -42,6 +44,7 @@ class Container:
         self.request = request
         self.id = request.id
         self.config: Config
+        self.sources: Sources
         self.resources: Resources  # as they are now, updates included
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
@@ -61,9 +64,9 @@ class Container:
                 ),
                 hint="pass --console-socket, or set process.terminal to false",
             )
+        self.sources = self._find_sources()
         rootfs = self._share_rootfs()
-        for bind in host_binds(self.config, self.request.bundle):
-            self._share(bind)
+        self._share_binds()
         agent = self.sandbox.agent
         self.init = GuestProcess(
             agent,
@@ -78,6 +81,7 @@ class Container:
             disks={
                 number: disk_serial(index) for index, number in enumerate(self.request.glance.disks)
             },
+            shm=self.sandbox.shared_memory,
         )
         self.plan, warnings = compile_container(
             self.config,
@@ -88,6 +92,7 @@ class Container:
             streams=self.init.streams,
             terminal_size=self._terminal_size(),
             seccomp_cache=self.seccomp_cache,
+            sources=self.sources,
         )
         self.sandbox.warnings += warnings
 
@@ -115,20 +120,14 @@ class Container:
         return GuestError(f"{path}.{field}: {error.message}") if field else error
 
     @property
+    def host_pid(self) -> int:
+        """The process that stands for it on the host."""
+        return os.getpid()
+
+    @property
     def rootfs(self) -> str:
         """The root folder on the host."""
         return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
-
-    def _share(self, bind: Bind) -> None:
-        share, name = self.sandbox.share, f"{self.id}/{bind.index}"
-        if bind.overlay:
-            share.overlay(bind.overlay, name)
-        elif bind.ids:
-            share.bind_mapped(
-                bind.source, name, bind.ids, recursive=bind.recursive, deep=bind.ids_recursive
-            )
-        else:
-            share.bind(bind.source, name, recursive=bind.recursive)
 
     def _share_rootfs(self) -> str:
         if self.request.image:
@@ -141,6 +140,16 @@ class Container:
                 hint="the bundle's root file system must be mounted or unpacked there",
             )
         return self.sandbox.share.bind(self.rootfs, f"{self.id}/rootfs")
+
+    def _find_sources(self) -> Sources:
+        for index, namespace in enumerate(self.config.linux.namespaces):
+            if namespace.path and namespace.type != "network":
+                refuse(f"$.linux.namespaces[{index}].path", "no container of this VM has it")
+        return host_sources(self.config, self.request.bundle)
+
+    def _share_binds(self) -> None:
+        for bind in self.sources.binds:
+            self.sandbox.share.add(bind, f"{self.id}/{bind.index}")
 
     def open_view(self) -> View | None:
         """Show the root folder to those who enter our mount namespace; None for an image."""
@@ -205,7 +214,7 @@ class Container:
 
     def save(self, status: str) -> None:
         """Write the state file: from now on other verbs see the container."""
-        pid = os.getpid()
+        pid = self.host_pid
         now = time.time_ns()
         self.state.fields = {
             "ociVersion": OCI_VERSION,

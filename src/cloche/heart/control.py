@@ -20,11 +20,12 @@ from cloche.base.loop import READ, Future
 from cloche.heart.operations import OPERATIONS
 
 if TYPE_CHECKING:
+    from cloche.heart.member import Member
     from cloche.heart.process import GuestProcess
     from cloche.heart.sandbox import Sandbox
 
 MAX_LINE = 4 << 20
-MAX_FDS = 3
+MAX_FDS = 250  # SCM_MAX_FD is 253; a container that joins hands over one per bind
 
 
 class ControlServer:
@@ -57,7 +58,8 @@ class Connection:
 
     def __init__(self, server: ControlServer, connection: socket.socket) -> None:
         self.sandbox = server.sandbox
-        self.process: GuestProcess | None = None
+        self.process: GuestProcess | Member | None = None
+        self.is_closed = False
         self._server = server
         self._socket = connection
         self._buffer = b""
@@ -150,6 +152,7 @@ class Connection:
 
     def close(self) -> None:
         """The client has gone; an exec'ed process whose client is killed is killed too."""
+        self.is_closed = True
         self.sandbox.loop.unwatch(self._socket.fileno())
         self._socket.close()
         for fd in self._fds:

@@ -120,6 +120,8 @@ class Glance:
         self.memory: int | None = None
         self.cpus: float | None = None
         self.network = HOST_NETWORK
+        # Kind of a namespace → the process of the host whose namespace is to be joined.
+        self.joins: dict[str, int] = {}
         self.has_network_hooks = False
         self.hooks: dict[str, list[dict[str, Any]]] = {}
         self.annotations: dict[str, str] = {}
@@ -154,8 +156,12 @@ class Glance:
         cpu = resources.get("cpu") or {}
         self.cpus = cpu_limit(cpu.get("quota"), cpu.get("period"), cpu.get("cpus"))
         for namespace in linux.get("namespaces") or []:
-            if namespace.get("type") == "network":
-                self.network = _network(namespace.get("path") or "")
+            kind, path = namespace.get("type"), namespace.get("path") or ""
+            if kind == "network":
+                self.network = _network(path)
+            words = path.split("/")
+            if words[:2] == ["", "proc"] and words[3:4] == ["ns"] and words[2].isdigit():
+                self.joins[kind] = int(words[2])
         hooks = config.get("hooks") or {}
         self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
         self.hooks = {kind: each for kind, each in hooks.items() if each}

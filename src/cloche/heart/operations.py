@@ -45,7 +45,8 @@ async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) 
     if number == SIGKILL:
         if container.state.fields["status"] == PAUSED:
             await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
-        connection.sandbox.kill_soon()
+        if container.id == connection.sandbox.request.id:
+            connection.sandbox.kill_soon()
     try:
         await container.init.signal(number, everything=bool(request.get("all")))
     except AgentError as error:
@@ -144,8 +145,16 @@ async def watch(connection: Connection, request: dict[str, Any], fds: list[int])
     connection.sandbox.oom_news.watchers.add(connection)
 
 
+async def join(connection: Connection, request: dict[str, Any], fds: list[int]) -> object:
+    """Create a further container in this VM (cloche.heart.member)."""
+    from cloche.heart import member
+
+    return await member.join(connection, request, fds)
+
+
 OPERATIONS: dict[str, Operation] = {
     "start": start,
+    "join": join,
     "kill": kill,
     "exec": execute,
     "pause": pause,

@@ -16,7 +16,13 @@ from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from cloche.heart.container import Container
+    from cloche.heart.sandbox import Sandbox
     from cloche.model.oci_linux import Resources
+
+
+def memory_room(sandbox: Sandbox) -> int:
+    """The most memory that a container's limit may be in this VM, in bytes."""
+    return (sandbox.memory_mib - GUEST_OVERHEAD) * MIB
 
 
 async def update(container: Container, wanted: Resources) -> list[str]:
@@ -27,8 +33,7 @@ async def update(container: Container, wanted: Resources) -> list[str]:
     sandbox, before = container.sandbox, container.resources
     after = merged(before, wanted)
     check_resources(after, "$")
-    room = (sandbox.memory_mib - GUEST_OVERHEAD) * MIB
-    check_room(before, after, room=room, cpus=sandbox.cpus)
+    check_room(before, after, room=memory_room(sandbox), cpus=sandbox.cpus)
     values = changes(before, after)
     known = host_settings(before)
     bounds = [setting for setting in host_settings(after) if setting not in known]

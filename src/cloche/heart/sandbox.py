@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cloche.heart.network import GuestNetwork
     from cloche.host.share import Share
     from cloche.host.taps import Tap
+    from cloche.model.plan_mounts import Shm
     from cloche.vmm.vm import Vm
     from cloche.wire.messages import Event
 
@@ -70,6 +71,7 @@ class Sandbox:
         self.network: GuestNetwork | None = None
         self._hello: Future
         self._hello_at = 0.0
+        self._shm: dict[str, str] = {}
         self._numbers = 0
         self._next_oom = 0.0
         self.oom_news = OomNews(loop)
@@ -98,9 +100,10 @@ class Sandbox:
             self.warnings, self.request.timings.marks, interrupted=self._interrupted
         )
         if view is not None:
-            from cloche.heart.view import furnish
+            from cloche.heart.view import furnish, show_guest
 
-            furnish(view, container)
+            folder = os.path.join(self.share.directory, container.id)
+            furnish(view, container.config, folder, show_guest(container))
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
         gc.enable()
@@ -124,6 +127,18 @@ class Sandbox:
             await self._in_time(hello)
         renewed = self.agent.call("renew", self._renewal())
         return [hello, renewed, self.agent.call("mount", _share_mount())]
+
+    def shared_memory(self, shm: Shm) -> str:
+        """The folder in the guest that all containers with the shared memory *shm* have.
+
+        A failure to make it is one of the `create` that follows: nothing is there to be bound.
+        """
+        from cloche.model.plan_mounts import shm_data
+
+        if shm.source not in self._shm:
+            target = self._shm[shm.source] = f"/run/shm/{len(self._shm)}"
+            self.agent.call("mount", _mount("shm", target, "tmpfs", shm_data(shm.size)))
+        return self._shm[shm.source]
 
     def greeted(self) -> tuple[int, float]:
         """What the guest's boot clock (ns) showed when it was greeted, and time.monotonic then."""
@@ -209,18 +224,20 @@ class Sandbox:
     def _serve(self, container: Container) -> None:
         from cloche.heart.control import ControlServer
 
-        self.vm.exited.on_done(lambda _: self._vm_ended(container))
+        self.vm.exited.on_done(lambda _: self._vm_ended())
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
         self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
 
-    def _vm_ended(self, container: Container) -> None:
-        if not container.init.exited.done:
-            refused = self.agent.broken
-            container.vm_ended(str(refused if isinstance(refused, GuestError) else self.vm.death()))
-            # Whoever does not read what is left of its output holds nobody up.
-            self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
+    def _vm_ended(self) -> None:
+        refused = self.agent.broken
+        for container in list(self.containers.values()):
+            if not container.init.exited.done:
+                why = refused if isinstance(refused, GuestError) else self.vm.death()
+                container.vm_ended(str(why))
+                # Whoever does not read what is left of its output holds nobody up.
+                self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 
     def _on_signal(self, container: Container, number: int) -> None:
         self._interrupted |= number == signal.SIGINT
@@ -280,12 +297,16 @@ class Sandbox:
 
 
 def _share_mount() -> dict[str, Any]:
+    return _mount(SHARE_TAG, GUEST_SHARE, "9p", SHARE_OPTIONS)
+
+
+def _mount(source: str, target: str, fstype: str, data: str) -> dict[str, Any]:
     return {
-        "source": SHARE_TAG,
-        "target": GUEST_SHARE,
-        "type": "9p",
+        "source": source,
+        "target": target,
+        "type": fstype,
         "flags": 0,
-        "data": SHARE_OPTIONS,
+        "data": data,
         "propagation": 0,
         "kind": "dir",
         "tmpcopyup": False,

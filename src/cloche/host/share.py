@@ -11,12 +11,14 @@ import stat
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
+from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloche.host.idmap import Ids
+    from cloche.model.plan_mounts import Bind
 
 GUEST_SHARE = "/run/share"
 
@@ -93,3 +95,38 @@ class Share:
             cause = (error.strerror or "").lower()
             raise ClocheError(f"share: cannot {what}: {cause}") from None
         return os.path.join(GUEST_SHARE, name)
+
+    def add(self, bind: Bind, name: str) -> str:
+        """Put what *bind* says at *name*; returns the path in the guest."""
+        if bind.overlay:
+            return self.overlay(bind.overlay, name)
+        if bind.ids:
+            deep = bind.ids_recursive
+            return self.bind_mapped(
+                bind.source, name, bind.ids, recursive=bind.recursive, deep=deep
+            )
+        return self.bind(bind.source, name, recursive=bind.recursive)
+
+    def attach(self, tree: int, name: str) -> str:
+        """As bind, of what another process has opened with open_tree; *tree* is closed."""
+
+        def attach(target: str) -> None:
+            syscalls.move_mount(tree, target)
+
+        try:
+            is_dir = stat.S_ISDIR(os.fstat(tree).st_mode)
+            return self._attach(name, f"mount {name}", attach, is_dir=is_dir)
+        finally:
+            os.close(tree)
+
+    def detach(self, folder: str) -> None:
+        """Let go of all that was bound or attached below *folder*."""
+        path = os.path.join(self.directory, folder)
+        for name in os.listdir(path) if os.path.isdir(path) else []:
+            target = os.path.join(path, name)
+            with suppress(OSError):  # what is not mounted is removed all the same
+                syscalls.umount(target, syscalls.MNT_DETACH)
+            with suppress(OSError):
+                os.rmdir(target) if os.path.isdir(target) else os.unlink(target)
+        with suppress(OSError):
+            os.rmdir(path)

@@ -24,7 +24,15 @@ from cloche.model.cgroup import Limits, cgroup_values, limits
 from cloche.model.device_filter import device_filter
 from cloche.model.devices import DEFAULT_LINKS, device_plan
 from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
-from cloche.model.plan_mounts import Bind, Layout, bind_warnings, host_binds, mount_plan
+from cloche.model.plan_mounts import (
+    Bind,
+    Layout,
+    Sources,
+    bind_warnings,
+    host_binds,
+    host_sources,
+    mount_plan,
+)
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
@@ -44,6 +52,7 @@ __all__ = [
     "compile_container",
     "compile_process",
     "host_binds",
+    "host_sources",
     "limits",
 ]
 
@@ -74,22 +83,24 @@ def compile_container(
     streams: tuple[int, int, int],
     terminal_size: tuple[int, int] | None,
     seccomp_cache: Path | None,
+    sources: Sources | None = None,
 ) -> tuple[dict[str, object], list[str]]:
     """The ``create`` request for a checked *config*, and warnings for what it leaves out.
 
     *cgroup* is relative to the guest's /sys/fs/cgroup; *streams* are stdin, stdout and stderr (0:
-    none); *terminal_size* is (rows, columns), None: as consoleSize says. ConfigError, JSON path
+    none); *terminal_size* is (rows, columns), None: as consoleSize says; *sources*, if they are not
+    to be looked for here, are those of its mounts. ConfigError, JSON path
     first, when a bind mount's source is missing or the seccomp profile cannot be compiled.
     """
     linux = config.linux
     seccomp = compile_seccomp(linux.seccomp, seccomp_cache) if linux.seccomp else None
-    binds = host_binds(config, bundle)
+    found = sources or host_sources(config, bundle)
     devices, device_notes = _devices(config, layout)
     plan: dict[str, object] = {
         "id": container_id,
         "root": layout.rootfs,
         "read_only": config.root.readonly,
-        "mounts": mount_plan(config, binds, layout),
+        "mounts": mount_plan(config, found, layout),
         "namespaces": _namespaces(config),
         "join": [],
         "hostname": config.hostname or None,
@@ -108,7 +119,7 @@ def compile_container(
         **namespace_plan(config),
     }
     seccomp_notes = list(seccomp.warnings) if seccomp else []
-    notes = bind_warnings(binds) + device_notes + seccomp_notes
+    notes = bind_warnings(found.binds) + device_notes + seccomp_notes
     return plan, config_warnings(config) + notes
 
 
@@ -181,7 +192,8 @@ def _namespaces(config: Config) -> int:
     # Without a mount namespace of its own the container would change the agent's mounts.
     flags = CLONE_NEWNS
     for namespace in config.linux.namespaces:
-        flags |= _CLONE[namespace.type]
+        if not namespace.path:  # else it is joined: cloche.heart.member
+            flags |= _CLONE[namespace.type]
     # A cgroup mount shows the tree from the namespace's root; runc hands out the container's
     # part of it too, namespace or not.
     if any(mount.type in ("cgroup", "cgroup2") for mount in config.mounts):

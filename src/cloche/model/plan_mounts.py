@@ -43,12 +43,28 @@ class Bind(Struct, frozen=True):
         return stat.S_ISDIR(self.mode)
 
 
+class Shm(Struct, frozen=True):
+    """An engine's shared memory on the host, which becomes memory of the guest."""
+
+    index: int  # in config.mounts
+    source: str  # what containers that share it have in common
+    size: int  # bytes; 0: no limit
+
+
+class Sources(Struct, frozen=True):
+    """What the mounts of a config mean on the host, where their sources are."""
+
+    binds: list[Bind]
+    shm: list[Shm]
+
+
 class Layout(Struct, frozen=True):
     """Where in the guest the supervisor put what is on the host."""
 
     rootfs: str
     volume: Callable[[int], str]  # Bind.index → path of its source in the guest
     disks: dict[tuple[int, int], str] = {}  # the host's device number → serial in the guest
+    shm: Callable[[Shm], str] = lambda _: ""  # a tmpfs in the guest to be bound; "": one of its own
 
 
 def host_binds(config: Config, bundle: str) -> list[Bind]:
@@ -88,15 +104,33 @@ def bind_warnings(binds: Sequence[Bind]) -> list[str]:
     ]
 
 
-def mount_plan(config: Config, binds: Sequence[Bind], layout: Layout) -> list[dict[str, object]]:
-    """All mounts in order; *binds* as of host_binds."""
-    by_index = {bind.index: bind for bind in binds}
+def host_sources(config: Config, bundle: str) -> Sources:
+    """What the host has for the mounts of *config*; ConfigError as of host_binds."""
+    binds = host_binds(config, bundle)
+    found = {bind.index for bind in binds}
+    shm = [
+        Shm(index, mount.source, _size_of(mount.source))
+        for index, mount in enumerate(config.mounts)
+        if is_bind(mount) and index not in found
+    ]
+    return Sources(binds, shm)
+
+
+def _size_of(source: str) -> int:
+    size = os.statvfs(source)
+    return size.f_blocks * size.f_frsize
+
+
+def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[str, object]]:
+    """All mounts in order; *sources* as of host_sources."""
+    by_index = {bind.index: bind for bind in sources.binds}
+    memory = {shm.index: shm for shm in sources.shm}
     plan = []
     for index, mount in enumerate(config.mounts):
         if index in by_index:
             plan.append(_bind(mount, by_index[index], layout))
-        elif is_bind(mount):
-            plan.append(_guest_shm(mount))
+        elif index in memory:
+            plan.append(_guest_shm(mount, memory[index], layout))
         else:
             plan.append(_filesystem(mount, layout))
     return plan
@@ -119,15 +153,19 @@ def is_guest_shm(mount: Mount, config: Config) -> bool:
     return engines or not own_ipc
 
 
-def _guest_shm(mount: Mount) -> dict[str, object]:
-    """A tmpfs of the size of the one on the host."""
+def shm_data(size: int) -> str:
+    """Mount options of a tmpfs for shared memory of *size* bytes; 0: without a limit."""
+    return f"mode=1777,size={size}" if size else "mode=1777"
+
+
+def _guest_shm(mount: Mount, shm: Shm, layout: Layout) -> dict[str, object]:
+    """A tmpfs of the size of the one on the host, or the one that others have as well."""
     options = parse_options(mount.options)
-    size = os.statvfs(mount.source)
-    data = f"mode=1777,size={size.f_blocks * size.f_frsize}"
-    if not size.f_blocks:  # a tmpfs without a limit
-        data = "mode=1777"
+    if folder := layout.shm(shm):
+        plan = _mount(mount, folder, "bind", options)
+        return plan | {"flags": options.flags | MS_BIND, "data": ""}
     plan = _mount(mount, "shm", "tmpfs", options)
-    return plan | {"flags": options.flags & ~(MS_BIND | MS_REC), "data": data}
+    return plan | {"flags": options.flags & ~(MS_BIND | MS_REC), "data": shm_data(shm.size)}
 
 
 def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:

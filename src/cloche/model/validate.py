@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
 
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
+# With a path these mean another container's: those of one VM can share them.
+JOINABLE = ("ipc", "network", "pid", "uts")
 _LATER = "not supported by this version of cloche"
 
 
@@ -162,7 +164,7 @@ def _check_namespaces(linux: Linux) -> None:
             refuse(f"{path}.type", f"expected one of {NAMESPACES}, got {quoted(namespace.type)}")
         if namespace.type in seen:
             refuse(f"{path}.type", f"{namespace.type} is there twice")
-        if namespace.path and namespace.type != "network":
+        if namespace.path and namespace.type not in JOINABLE:
             refuse(
                 f"{path}.path",
                 f"a {namespace.type} namespace of the host cannot be joined from inside a VM",

@@ -1,0 +1,169 @@
+"""A further container in the VM of another one (docs/pods.md): the supervisor's side.
+
+Its creator, a process in the host's own mount namespace, has looked at what config.json names there
+and hands it over: descriptors of the mounts, of its stdio, and the text itself.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cloche.base.errors import ConfigError, StateError
+from cloche.base.loop import Future
+from cloche.heart.container import Container
+from cloche.heart.launch import Request
+from cloche.heart.resources import memory_room
+from cloche.model.oci_linux import Resources
+from cloche.model.plan_mounts import Sources
+from cloche.model.problems import refuse
+from cloche.model.state import CREATED
+from cloche.model.update import check_room
+
+if TYPE_CHECKING:
+    from cloche.heart.control import Connection
+    from cloche.heart.sandbox import Sandbox
+
+STDIO = 3
+SIGKILL = 9
+_CLONE = {"ipc": 0x08000000, "pid": 0x20000000, "uts": 0x04000000}
+
+
+class Member(Container):
+    """A container that joined; its connection to the process that stands for it is its life."""
+
+    def __init__(self, sandbox: Sandbox, request: Request, message: dict[str, Any]) -> None:
+        super().__init__(sandbox, request)
+        self.exited = Future()
+        self._pid = int(message["pid"])
+        self._joins: dict[str, str] = message["joins"]
+        self._told = msgspec.convert(message["sources"], Sources)
+        self._fds: list[int] = []
+
+    async def bring_up(self, fds: list[int]) -> list[str]:
+        """Create it in the guest; *fds* are stdio, root and binds. Returns warnings."""
+        self._fds = fds
+        known = len(self.sandbox.warnings)
+        self.sandbox.containers[self.id] = self
+        try:
+            self.prepare()
+            self._refuse_what_the_vm_lacks()
+            self._join()
+            reply = await self.create()
+        except BaseException:
+            self._abandon()
+            raise
+        self.init.pid = int(reply["pid"])
+        self.init.exited.on_done(lambda done: self.sandbox.loop.start(self._dismiss(done)))
+        self.save(CREATED)
+        warnings = self.sandbox.warnings[known:]
+        del self.sandbox.warnings[known:]
+        return warnings
+
+    def save(self, status: str) -> None:
+        """As of a container with its own VM, and whose VM it is."""
+        super().save(status)
+        self.state.fields |= {"sandbox": self.sandbox.request.id, "vm_pid": 0}
+        self.state.save()
+
+    @property
+    def host_pid(self) -> int:
+        """The process that stands for it on the host."""
+        return self._pid
+
+    def signal(self, number: int) -> None:
+        """What the process that stands for it was sent, or its end (SIGKILL)."""
+        self.init.signal(number)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Tell its terminal its new size."""
+        self.init.resize(rows, columns)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of its terminal; 0, 0 without one."""
+        return self.init.size
+
+    def _find_sources(self) -> Sources:
+        return self._told
+
+    def _stdio(self) -> tuple[int, ...]:
+        stdio, self._fds = self._fds[:STDIO], self._fds[STDIO:]
+        return tuple(stdio)
+
+    def _share_rootfs(self) -> str:
+        return self.sandbox.share.attach(self._fds.pop(STDIO), f"{self.id}/rootfs")
+
+    def _share_binds(self) -> None:
+        for bind in self.sources.binds:
+            self.sandbox.share.attach(self._fds.pop(STDIO), f"{self.id}/{bind.index}")
+
+    def _refuse_what_the_vm_lacks(self) -> None:
+        if self.config.vm is not None:
+            refuse("$.vm", f"the VM is that of container {self.sandbox.request.id}")
+        if self.request.glance.disks:
+            why = (
+                f"a block device of the host cannot be added to the VM of {self.sandbox.request.id}"
+            )
+            refuse("$.linux.devices", why)
+        if any(namespace.type == "user" for namespace in self.config.linux.namespaces):
+            refuse("$.linux.namespaces", "no user namespace can be had in another container's VM")
+        room, cpus = memory_room(self.sandbox), self.sandbox.cpus
+        try:
+            check_room(Resources(), self.config.linux.resources, room=room, cpus=cpus)
+        except ConfigError as error:
+            owner = self.sandbox.request.id
+            error.message = error.message.replace("$.", "$.linux.resources.", 1)
+            error.hint = f"its size is that of the limits which container {owner} was made with"
+            raise
+
+    def _join(self) -> None:
+        for name, container_id in self._joins.items():
+            if name in _CLONE:
+                pid = self.sandbox.find(container_id).init.pid
+                self.plan["join"].append([f"/proc/{pid}/ns/{name}", _CLONE[name]])
+
+    def _abandon(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+        if hasattr(self, "init"):
+            self.init.abandon()
+        self.sandbox.share.detach(self.id)
+        self.sandbox.containers.pop(self.id, None)
+        self.exited.set(1)
+
+    async def _dismiss(self, ended: Future) -> None:
+        """Its first process has ended: nothing of it stays in the guest, or in the share."""
+        try:
+            await self.sandbox.agent.call("delete", {"id": self.id})
+        finally:
+            self.sandbox.share.detach(self.id)
+            self.sandbox.containers.pop(self.id, None)
+            self.exited.set(ended.value)
+
+
+async def join(connection: Connection, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Create another container in this VM; its exit is told on the connection later."""
+    sandbox = connection.sandbox
+    earlier = sandbox.containers.get(str(message["id"]))
+    if isinstance(earlier, Member):
+        await earlier.exited  # it was deleted, and its process has not quite gone
+    elif earlier is not None:
+        raise StateError(f"container {earlier.id}: exists already")
+    request = Request(
+        root=sandbox.request.root,
+        container_id=str(message["id"]),
+        bundle=str(message["bundle"]),
+        settings=sandbox.request.settings,
+        console_socket=str(message["console_socket"]),
+        foreground=bool(message["foreground"]),
+    )
+    member = Member(sandbox, request, message)
+    warnings = await member.bring_up(fds)
+    connection.process = member
+    if connection.is_closed:
+        member.signal(SIGKILL)  # whoever was to stand for it has ended meanwhile
+    boot_ns, at = sandbox.greeted()
+    return {"warnings": warnings, "boot_ns": boot_ns, "at_ms": int(at * 1000)}
