@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,35 +9,9 @@ from pathlib import Path
 import pytest
 
 from .bundles import Bundle
+from .disks import SIZE, Disk
 from .runtime import Runtime
 from .test_process import same_under_runc
-
-SIZE = 16 << 20
-
-
-class Disk:
-    """A loop device and the file behind it."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        with open(file, "wb") as image:
-            image.truncate(SIZE)
-        made = subprocess.run(
-            ["losetup", "--find", "--show", str(file)], capture_output=True, text=True, check=False
-        )
-        if made.returncode != 0:
-            pytest.skip(f"this machine makes no loop devices: {made.stderr.strip()}")
-        self.path = made.stdout.strip()
-        number = os.stat(self.path).st_rdev
-        self.number = {"major": os.major(number), "minor": os.minor(number)}
-
-    def node(self, path: str, **fields: object) -> dict[str, object]:
-        """A node for it."""
-        return {"path": path, "type": "b", **self.number, **fields}
-
-    def rule(self, access: str) -> dict[str, object]:
-        """A rule of the device controller for it."""
-        return {"allow": True, "type": "b", **self.number, "access": access}
 
 
 @pytest.fixture
@@ -46,7 +19,7 @@ def disk(folder: Path) -> Iterator[Disk]:
     """A disk of zeroes."""
     disk = Disk(folder / "disk.img")
     yield disk
-    subprocess.run(["losetup", "--detach", disk.path], check=True)
+    disk.detach()
 
 
 @pytest.fixture
@@ -198,3 +171,13 @@ def test_symlinks_in_paths_of_devices_stay_inside(
     assert result.lines[0] == "deep/zero character special file 600 0:0"
     assert result.lines[-1] == "2"
     assert not Path("/srv/deep").exists()
+
+
+def test_a_read_only_image_of_erofs(cloche: Runtime, bundle: Bundle, disk: Disk) -> None:
+    tree = disk.file.parent / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("in erofs\n")
+    subprocess.run(["mkfs.erofs", "--quiet", disk.path, str(tree)], check=True)
+    bundle.mount("/disk", "erofs", disk.path, "ro")
+    result = cloche.run(bundle.sh("cat /disk/file; grep /disk /proc/mounts | cut -d' ' -f3"))
+    assert result.lines == ["in erofs", "erofs"]

@@ -280,3 +280,51 @@ def test_what_a_hook_is_given_is_as_under_runc(
     ours, theirs = told(cloche), told(runc)
     assert ours["prestart"][0] == str(bundle.path)
     assert ours == theirs
+
+
+def test_start_container_hooks_run_as_the_program_would(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, record: Path
+) -> None:
+    """As its user, in its folder and namespaces, with its capabilities, not its variables."""
+    record.chmod(0o777)
+    bundle.mount("/record", "bind", record, "bind")
+    bundle.process["user"] = {"uid": 1000, "gid": 1001, "additionalGids": [7]}
+    bundle.process["cwd"] = "/var/tmp"
+    bundle.config["hostname"] = "inside"
+    status = "grep -E '^(CapEff|CapPrm|NoNewPrivs|Groups)' /proc/self/status"
+    tell = f"id -u; id -g; pwd; hostname; {status}; umask; env | sort; echo $0 $1; cat >/dev/null"
+    each = hook(f"{{ {tell}; }} >/record/seen", env=["PATH=/bin", "A=b"])
+    each["args"] += ["name", "argument"]
+    bundle.config["hooks"] = {"startContainer": [each]}
+    seen = []
+    for runtime in (cloche, runc):
+        runtime.run(bundle.args("true"))
+        seen.append((record / "seen").read_text().split())
+        (record / "seen").unlink()
+    assert seen[0] == seen[1]
+    assert seen[0][:4] == ["1000", "1001", "/var/tmp", "inside"]
+
+
+@pytest.mark.parametrize(
+    "kind", ["createRuntime", "createContainer", "startContainer", "poststart"]
+)
+def test_hooks_that_fail_have_the_same_consequences_as_under_runc(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, record: Path, kind: str
+) -> None:
+    """The command fails, the program does not go on, and nothing is left of the container."""
+    bundle.mount("/record", "bind", record, "bind")
+    bundle.config["hooks"] = {
+        kind: [hook("exit 3")],
+        "poststop": [hook(f"echo poststop >>{record}/order")],
+    }
+    bundle.sh("sleep 20; echo went on >>/record/order")
+    orders = []
+    for runtime in (cloche, runc):
+        name = runtime.new_id()
+        assert runtime("run", "--bundle", bundle.save(), name, code=1).stderr
+        runtime("delete", "--force", name)
+        order = record / "order"
+        orders.append(order.read_text() if order.exists() else "")
+        order.unlink(missing_ok=True)
+    assert "went on" not in "".join(orders)
+    assert orders[0] == "poststop\n"
