@@ -40,6 +40,7 @@ VERBS = {
     "features": ("spec", "features", "print what this runtime can do"),
     "do": ("do", "do", "run an image or a folder, nothing else needed"),
     "setup": ("setup", "setup", "prepare kernel, guest and template"),
+    "kernel": ("kernel", "kernel", "compile a small kernel of cloche's own"),
     "install": ("install", "install", "register cloche with an engine"),
     "uninstall": ("install", "uninstall", "take cloche out of an engine again"),
 }

@@ -15,6 +15,7 @@ from typing import Any
 
 from cloche.base.errors import ClocheError
 from cloche.base.files import write_atomically
+from cloche.guest.compile import newer_source
 from cloche.guest.guest import (
     RECIPE,
     Guest,
@@ -29,7 +30,16 @@ from cloche.guest.guest import (
     recorded_key,
 )
 from cloche.guest.initramfs import build_initramfs
-from cloche.guest.kernel import Kernel, find_kernel, kernels_root, load_kernel, newest_boot_image
+from cloche.guest.kernel import (
+    BUILT,
+    Kernel,
+    built_kernel,
+    find_kernel,
+    is_built,
+    kernels_root,
+    load_kernel,
+    newest_boot_image,
+)
 from cloche.guest.modules import ModulePlan, read_index, resolve
 from cloche.guest.package import candidate_package
 from cloche.guest.report import Report, SilentReport
@@ -171,7 +181,13 @@ def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | No
         return f"{changed} has changed"
     if configured is not None:
         return _differs_from_configured(guest, configured)
-    return _newer_kernel(guest.manifest["kernel"])
+    origin = guest.manifest["kernel"]
+    built = built_kernel(Path(guest.directory).parents[1])
+    if built is not None and built.origin != origin:
+        return f"the own kernel {built.release} is there, the guest has {origin['source']}"
+    if is_built(origin):
+        return newer_source(origin) if built else "the own kernel has been removed"
+    return _newer_kernel(origin)
 
 
 def _differs_from_configured(guest: Guest, configured: Path) -> str | None:
@@ -236,7 +252,8 @@ def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
                 continue
             _remove(directory, removed)
         for directory in _folders(kernels_root(data_root)):
-            if str(directory) not in kernels:
+            # Compiling one took minutes: only `cloche kernel remove` takes it away.
+            if str(directory) not in kernels and not directory.name.endswith(f"+{BUILT}"):
                 _remove(directory, removed)
     return removed
 

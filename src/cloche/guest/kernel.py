@@ -2,8 +2,9 @@
 
     <data root>/kernels/<name>/{vmlinux,config,modules/,origin.json}
 
-Looked for in this order: the path that the configuration names; the distribution's kernel
-package, downloaded and unpacked, but not installed; the newest usable kernel in /boot.
+Looked for in this order: the path that the configuration names; cloche's own kernel, where
+`cloche kernel build` has compiled one; the distribution's kernel package, downloaded and unpacked,
+but not installed; the newest usable kernel in /boot.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ from cloche.guest.vmlinux import extract_vmlinux, kernel_release
 
 _DEPMOD_FILES = ("modules.dep", "modules.builtin", "modules.softdep", "modules.alias")
 _FORMAT = 1
+# The kind of kernel that `cloche kernel build` makes.
+BUILT = "built"
 
 # What a kernel must have built in for a guest to come up and hold containers.
 REQUIRED_CONFIG = {
@@ -95,6 +98,8 @@ def find_kernel(
     with explained_os_errors("prepare the guest's kernel"):
         if configured is not None:
             return _configured_kernel(data_root, configured)
+        if (built := built_kernel(data_root)) is not None:
+            return built
         try:
             return _package_kernel(data_root, report)
         except ClocheError as package_error:
@@ -167,8 +172,22 @@ def install_package(
 
 
 def _newest_package_kernel(data_root: Path) -> Kernel | None:
+    return _newest(data_root, lambda origin: "package" in origin and "kind" not in origin)
+
+
+def built_kernel(data_root: Path) -> Kernel | None:
+    """cloche's own kernel, or None where none was compiled."""
+    return _newest(data_root, is_built)
+
+
+def is_built(origin: Mapping[str, object]) -> bool:
+    """Whether a kernel of this origin is cloche's own."""
+    return origin.get("kind") == BUILT
+
+
+def _newest(data_root: Path, wanted: Callable[[dict[str, Any]], bool]) -> Kernel | None:
     kernels = map(load_kernel, kernels_root(data_root).glob("[!.]*"))
-    found = [kernel for kernel in kernels if kernel is not None and "package" in kernel.origin]
+    found = [kernel for kernel in kernels if kernel is not None and wanted(kernel.origin)]
     return max(found, key=lambda kernel: version_key(kernel.release), default=None)
 
 
@@ -214,6 +233,22 @@ def _image_kernel(data_root: Path, image: Path, kind: str, origin: dict[str, obj
         places = ", ".join(map(str, _module_trees(image, release)))
         raise NotFoundError(f"{image}: no modules for {release} at {places}")
     return _install(data_root, name, image, tree, origin)
+
+
+def install_built(data_root: Path, tree: Path, origin: Mapping[str, object]) -> Kernel:
+    """Install what was compiled in the source *tree*; it replaces the one compiled before."""
+    image = tree / "vmlinux"
+    release = kernel_release(image.read_bytes(), str(image))
+    shutil.copyfile(tree / ".config", tree / f"config-{release}")
+    modules = tree / "cloche.modules"
+    modules.mkdir()
+    (modules / "modules.dep").touch()  # everything is built in
+    shutil.copyfile(tree / "modules.builtin", modules / "modules.builtin")
+    before = built_kernel(data_root)
+    kernel = _install(data_root, f"{release}+{BUILT}", image, modules, origin)
+    if before is not None and before.directory != kernel.directory:
+        shutil.rmtree(before.directory)
+    return kernel
 
 
 def _module_trees(image: Path, release: str) -> Iterator[Path]:

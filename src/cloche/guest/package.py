@@ -19,7 +19,9 @@ from cloche.guest.tools import find_tool, run_tool, tool_failure
 # The package that depends on Debian's current kernel. Not the cloud flavour: it has no 9p and no
 # virtio-mmio.
 META_PACKAGE = "linux-image-amd64"
+SOURCE_META_PACKAGE = "linux-source"
 _PREFIX = "linux-image-"
+_SOURCE_PREFIX = "linux-source-"
 
 
 class KernelPackage(NamedTuple):
@@ -39,23 +41,32 @@ def candidate_package(meta: str = META_PACKAGE) -> KernelPackage:
 
     Raises ClocheError when there is no apt, or its lists do not know *meta*.
     """
+    return _candidate(meta, _PREFIX)
+
+
+def candidate_source(meta: str = SOURCE_META_PACKAGE) -> KernelPackage:
+    """The package with the source of the distribution's current kernel; otherwise the same."""
+    return _candidate(meta, _SOURCE_PREFIX)
+
+
+def _candidate(meta: str, prefix: str) -> KernelPackage:
     if platform.machine() != "x86_64":
         raise ClocheError(f"no kernel package is known for {platform.machine()}")
-    name = concrete_package(_apt_show(meta), meta)
+    name = concrete_package(_apt_show(meta), meta, prefix)
     version = re.search(r"^Version: (\S+)$", _apt_show(name), re.MULTILINE)
     if version is None:
         raise ClocheError(f"{name}: apt names no version")
     return KernelPackage(name, version[1])
 
 
-def concrete_package(record: str, meta: str) -> str:
-    """The kernel package in the Depends field of *meta*'s `apt-cache show` *record*."""
+def concrete_package(record: str, meta: str, prefix: str = _PREFIX) -> str:
+    """The *prefix* package in the Depends field of *meta*'s `apt-cache show` *record*."""
     depends = re.search(r"^Depends: (.*)$", record, re.MULTILINE)
     for item in depends[1].split(",") if depends else ():
         name = item.split()[0]
-        if name.startswith(_PREFIX):
+        if name.startswith(prefix):
             return name
-    raise ClocheError(f"{meta}: depends on no {_PREFIX}* package")
+    raise ClocheError(f"{meta}: depends on no {prefix}* package")
 
 
 def _apt_show(name: str) -> str:
