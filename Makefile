@@ -16,6 +16,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
 RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
 BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
+KERNEL_PACKAGES := make gcc binutils flex bison bc libelf-dev perl xz-utils
 DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
 PODMAN_PACKAGES := podman conmon netavark aardvark-dns catatonit iptables
 TEST_PACKAGES := $(DOCKER_PACKAGES) $(PODMAN_PACKAGES) procps cpio strace bzip2 lz4
@@ -99,6 +100,12 @@ test: test-deps lint ## all tests: unit, host, VM, and engines against a real do
 .PHONY: test-kvm
 test-kvm: test-deps ## a core set of VM tests under real KVM, in an outer VM with emulated SVM
 	$(PY) -m pytest tests/kvm
+
+.PHONY: test-kernel
+test-kernel: test-deps ## compile cloche's own kernel (10 minutes of CPU), then run the VM tests in it
+	@tools/packages $(KERNEL_PACKAGES)
+	CLOCHE_DATA_ROOT=$(CURDIR)/build/own-kernel $(VENV)/bin/cloche kernel build
+	CLOCHE_DATA_ROOT=$(CURDIR)/build/own-kernel $(PY) -m pytest tests/vm
 
 .PHONY: bench
 bench: test-deps ## start times and memory beside runc and runsc; writes docs/benchmarks.md
