@@ -230,10 +230,11 @@ def test_terminal(cloche: Runtime, root: Path) -> None:
         terminal.resize(20, 60)
         terminal.line("stty size")
         terminal.expect("20 60")
-        terminal.line("sleep 1000; echo ended with $?")
-        terminal.expect("sleep 1000.*\r\n")
+        # A child of the shell's own that has not executed its program yet would swallow Ctrl-C.
+        terminal.line("sh -c 'echo u''p; sleep 1000'; echo ended with $?")
+        terminal.expect("up\r\n")
         terminal.send(CTRL_C)
-        terminal.expect("ended with 130|# ")
+        terminal.expect("ended with 130|\\^C\r\n.*# ")
         terminal.line("exit 3")
         assert terminal.wait() == 3
 
