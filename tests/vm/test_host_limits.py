@@ -72,7 +72,7 @@ def test_the_hosts_cgroup_has_what_runc_writes(
     assert found[1] == found[0]
     assert found[1]["cpuset.cpus"] == "0"
     assert f"{disk()} 1048576" in found[1].values() or "io.max" in found[1]
-    assert cloche.messages("warning") == []
+    assert [each for each in cloche.messages("warning") if each.startswith("$")] == []
 
 
 def test_an_update_changes_the_hosts_cgroup(cloche: Runtime, bundle: Bundle) -> None:
@@ -139,5 +139,4 @@ def test_swappiness(cloche: Runtime, bundle: Bundle) -> None:
     if found:
         assert found == {"memory.swappiness": "17"}
     else:  # cgroup v2
-        (warning,) = cloche.messages("warning")
-        assert "$.linux.resources.memory.swappiness: " in warning
+        assert "$.linux.resources.memory.swappiness: " in "".join(cloche.messages("warning"))

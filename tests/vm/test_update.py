@@ -134,3 +134,19 @@ def test_a_field_of_the_wrong_type_is_named(idle: Container) -> None:
 def test_a_stopped_container(stopped: Container) -> None:
     message = stopped.runtime.fails("update", "--memory", "64m", stopped.id)
     assert "container not running" in message
+
+
+def test_what_no_cgroup_of_the_guest_can_is_warned_about(idle: Container) -> None:
+    flags = ("--cpu-rt-runtime", "5", "--cpu-rt-period", "10", "--kernel-memory", "1m")
+    idle.runtime("update", *flags, idle.id)
+    said = " ".join(idle.runtime.messages("warning"))
+    for name in ("$.cpu.realtimeRuntime: ", "$.cpu.realtimePeriod: ", "--kernel-memory: "):
+        assert name in said
+
+
+def test_a_paused_container(limited: Container) -> None:
+    cloche = limited.runtime
+    cloche("pause", limited.id)
+    cloche("update", "--pids-limit", "33", limited.id)
+    cloche("resume", limited.id)
+    assert values(limited, "pids.max") == ["33"]
