@@ -8,7 +8,7 @@ use cloche_agent::answers::Failure;
 use cloche_agent::errno;
 use cloche_agent::messages::Setting;
 use rustix::fd::OwnedFd;
-use rustix::fs::{self, AtFlags, Mode, OFlags};
+use rustix::fs::{self, AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::bpf::DeviceFilter;
@@ -87,6 +87,21 @@ impl Cgroup {
     /// Opens `file` for reading, as epoll can watch it.
     pub fn open(&self, file: &str) -> Result<OwnedFd> {
         files::open_at(&self.folder, file, OFlags::RDONLY)
+    }
+
+    /// Gives it to the user `owner`, with the files that cgroups(7) calls delegatable.
+    pub fn give_to(&self, owner: u32) -> Result<()> {
+        let owner = Some(Uid::from_raw(owner));
+        fs::chownat(fs::CWD, self.path.as_str(), owner, None::<Gid>, AtFlags::empty())?;
+        let files = files::read("/sys/kernel/cgroup/delegate")?;
+        for name in String::from_utf8_lossy(&files).lines() {
+            match fs::chownat(&self.folder, name, owner, None::<Gid>, AtFlags::SYMLINK_NOFOLLOW) {
+                // Of a controller that this cgroup does not have.
+                Err(Errno::NOENT) => {}
+                result => result?,
+            }
+        }
+        Ok(())
     }
 
     /// The cgroup `path` below this one, for a process to be made in.

@@ -107,6 +107,9 @@ impl Agent {
         let watched = container.watch_memory(&self.poll, &plan.cgroup_values);
         let admitted = init.and_then(|process| {
             watched.step("create", "memory.events")?;
+            if let Some(owner) = plan.cgroup_owner.0 {
+                container.cgroup.give_to(owner).step("cgroup", "owner")?;
+            }
             Ok(process)
         });
         match admitted {

@@ -42,7 +42,7 @@ structures! {
         devices: Vec<Device<'a>>, links: Vec<(&'a str, &'a str)>, masked_paths: Vec<&'a str>,
         read_only_paths: Vec<&'a str>, propagation: u64, process: Process<'a>,
         start_hooks: Vec<Hook<'a>>, users: Maybe<Option<Users<'a>>>,
-        time_offsets: Maybe<Option<&'a str>>,
+        time_offsets: Maybe<Option<&'a str>>, cgroup_owner: Maybe<Option<u32>>,
     }
 
     Device<'a> {

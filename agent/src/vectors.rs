@@ -211,7 +211,7 @@ fn a_container_may_have_users_and_clocks() {
     assert_eq!((users.uid_map, users.gid_map), ("0 100000 65536\n", "0 100000 65536\n"));
     assert!(!users.network.0.unwrap().interfaces.is_empty());
     assert_eq!(plan.time_offsets.0, Some("boottime 5 0\n"));
-    assert_eq!(plan.process.stdio_owner.0, Some(100_000));
+    assert_eq!((plan.process.stdio_owner.0, plan.cgroup_owner.0), (Some(100_000), Some(101_000)));
 }
 
 #[test]

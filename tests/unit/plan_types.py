@@ -118,3 +118,4 @@ class Container(Struct, forbid_unknown_fields=True):
     start_hooks: list[Hook]
     users: Users | None = None
     time_offsets: str | None = None
+    cgroup_owner: U32 | None = None

@@ -147,3 +147,26 @@ def test_what_belongs_to_no_namespace_or_clock(
     with pytest.raises(ConfigError) as caught:
         compiled(config(namespaces=namespaces, **linux), tmp_path)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("users", "options", "namespaces", "owner"),
+    [
+        (True, ["rw"], ("user",), 100_005),
+        (False, ["rw"], (), 5),
+        (True, ["ro"], ("user",), None),
+        (False, ["nosuid", "ro", "rw"], (), 5),
+    ],
+)
+def test_a_writable_cgroup_belongs_to_the_first_process(
+    tmp_path: Path, users: bool, options: list[str], namespaces: tuple[str, ...], owner: int | None
+) -> None:
+    asked = config([ROOT] if users else None, namespaces=namespaces)
+    asked["process"]["user"] = {"uid": 5, "gid": 5}
+    for mount in asked["mounts"]:
+        if mount["destination"] == "/sys/fs/cgroup":
+            mount["options"] = options
+    assert compiled(asked, tmp_path)[0].get("cgroup_owner") == owner
+    shared = [each for each in asked["linux"]["namespaces"] if each["type"] != "cgroup"]
+    asked["linux"]["namespaces"] = shared
+    assert "cgroup_owner" not in compiled(asked, tmp_path)[0]

@@ -167,3 +167,18 @@ def test_a_pause_and_an_end_by_signal(cloche: Runtime, mapped: Bundle) -> None:
     cloche("resume", container.id)
     container.kill("TERM")
     assert container.wait() == 3
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_a_writable_cgroup_is_the_containers(cloche: Runtime, mapped: Bundle, uid: int) -> None:
+    for mount in mapped.config["mounts"]:
+        if mount["destination"] == "/sys/fs/cgroup":
+            mount["options"].remove("ro")
+    mapped.process["user"] = {"uid": uid, "gid": uid}
+    mapped.capabilities().sh(
+        "cd /sys/fs/cgroup; stat -c %u . cgroup.procs; mkdir a; echo $$ >a/cgroup.procs; "
+        "cat /proc/self/cgroup; echo 1 2>&1 >memory.max"
+    )
+    lines = cloche.run(mapped, code=1).lines
+    assert lines[:3] == [str(uid), str(uid), "0::/a"]
+    assert "Permission denied" in lines[3]

@@ -36,7 +36,7 @@ from cloche.model.plan_mounts import (
 from cloche.model.rlimits import RLIMITS
 from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
-from cloche.model.users import mapped_devices, namespace_plan, stdio_owner
+from cloche.model.users import cgroup_owner, mapped_devices, namespace_plan, stdio_owner
 from cloche.model.validate import config_warnings, process_warnings, sysctl_path
 from cloche.model.validate_mounts import is_bind
 
@@ -117,6 +117,7 @@ def compile_container(
         "process": _process(config.process, config, seccomp, streams, terminal_size),
         "start_hooks": _start_hooks(config, container_id, bundle),
         **namespace_plan(config),
+        **cgroup_owner(config),
     }
     seccomp_notes = list(seccomp.warnings) if seccomp else []
     notes = bind_warnings(found.binds) + device_notes + seccomp_notes

@@ -7,8 +7,11 @@ means there what it means under runc: container ids to the ids that files have o
 from __future__ import annotations
 
 import itertools
+import posixpath
 from typing import TYPE_CHECKING, cast
 
+from cloche.base.syscalls import MS_RDONLY
+from cloche.model.mounts import parse_options
 from cloche.model.problems import quoted, refuse
 
 if TYPE_CHECKING:
@@ -69,6 +72,25 @@ def namespace_plan(config: Config) -> dict[str, object]:
             for clock, offset in linux.time_offsets.items()
         )
     return plan
+
+
+def cgroup_owner(config: Config) -> dict[str, object]:
+    """Who gets the container's cgroup: its first process's user (config-linux.md, "Ownership").
+
+    Where it is mounted writable in a cgroup namespace of its own; nothing where root has it anyway.
+    """
+    linux = config.linux
+    has_own = any(namespace.type == "cgroup" for namespace in linux.namespaces)
+    is_writable = any(
+        mount.type in ("cgroup", "cgroup2")
+        and posixpath.normpath(mount.destination) == "/sys/fs/cgroup"
+        and not parse_options(mount.options).flags & MS_RDONLY
+        for mount in config.mounts
+    )
+    uid = config.process.user.uid
+    if has_own_users(linux):
+        uid = _outside(linux.uid_mappings, uid, "$.process.user.uid", "uid")
+    return {"cgroup_owner": uid} if has_own and is_writable and uid else {}
 
 
 def mapped_devices(devices: list[dict[str, object]], linux: Linux) -> list[dict[str, object]]:
