@@ -188,6 +188,16 @@ def test_more_than_the_vm_has(cloche: Runtime, bundle: Bundle, first: Container)
     assert first.status == "running"
 
 
+def test_stats(cloche: Runtime, new_bundle: Callable[[], Bundle], first: Container) -> None:
+    """Numbers of the member's own, and of the VM as a whole."""
+    member = cloche.start(joining(new_bundle().sh(MAIN), first, "network"))
+    told = [cloche("events", "--stats", each.id).json()["data"] for each in (first, member)]
+    assert all(each["pids"]["current"] >= 1 for each in told)
+    sizes = [each["vm"]["size"] for each in told]
+    assert sizes[0] == sizes[1]
+    assert told[1]["vm"]["memory"]["usage"]["usage"] > 16 << 20
+
+
 def test_what_cannot_be_started(cloche: Runtime, bundle: Bundle, first: Container) -> None:
     """A failure is told as of any container, and leaves nothing."""
     joining(bundle, first, "network", "ipc").args("nosuch")

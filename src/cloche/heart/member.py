@@ -16,11 +16,13 @@ from cloche.base.loop import Future
 from cloche.heart.container import Container
 from cloche.heart.launch import Request
 from cloche.heart.resources import memory_room
+from cloche.model.cgroup import RESOURCES
 from cloche.model.oci_linux import Resources
 from cloche.model.plan_mounts import Sources
 from cloche.model.problems import refuse
 from cloche.model.state import CREATED
 from cloche.model.update import check_room
+from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from cloche.heart.control import Connection
@@ -51,7 +53,7 @@ class Member(Container):
             self.prepare()
             self._refuse_what_the_vm_lacks()
             self._join()
-            reply = await self.create()
+            reply = await self._created()
         except BaseException:
             self._abandon()
             raise
@@ -61,6 +63,13 @@ class Member(Container):
         warnings = self.sandbox.warnings[known:]
         del self.sandbox.warnings[known:]
         return warnings
+
+    async def _created(self) -> dict[str, Any]:
+        try:
+            reply: dict[str, Any] = await self.create()
+        except AgentError as error:
+            raise self.explained(error, self.resources, RESOURCES) from None
+        return reply
 
     def save(self, status: str) -> None:
         """As of a container with its own VM, and whose VM it is."""
@@ -115,7 +124,7 @@ class Member(Container):
             check_room(Resources(), self.config.linux.resources, room=room, cpus=cpus)
         except ConfigError as error:
             owner = self.sandbox.request.id
-            error.message = error.message.replace("$.", "$.linux.resources.", 1)
+            error.message = error.message.replace("$", RESOURCES, 1)
             error.hint = f"its size is that of the limits which container {owner} was made with"
             raise
 

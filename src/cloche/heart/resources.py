@@ -56,7 +56,8 @@ async def stats(container: Container) -> dict[str, Any]:
     """The `data` of a stats event: the guest's numbers, and below `vm` the host's."""
     sandbox = container.sandbox
     size = {"memory": sandbox.memory_mib * MIB, "cpus": sandbox.cpus}
-    vm = {"size": size, **vm_usage(container.host_cgroup)}
+    # The VM is in the cgroup of its first container, whosever else it is.
+    vm = {"size": size, **vm_usage(sandbox.find(sandbox.request.id).host_cgroup)}
     return {**await _guest_stats(container), "vm": vm}
 
 

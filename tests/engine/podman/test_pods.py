@@ -138,6 +138,31 @@ def test_limits_of_a_member(shared: Podman, pod: str) -> None:
     assert "do not fit into the VM" in refused.stderr
 
 
+def test_pause_of_a_pod(podman: Podman) -> None:
+    """pod pause stops all of its containers, pod unpause lets them go on."""
+    name = _pod(podman, "--network=none")
+    first = podman.start("--pod", name, IMAGE, "sh", "-c", TRAP)
+    podman("pod", "pause", name)
+    assert podman.state(first)["Status"] == "paused"
+    podman("pod", "unpause", name)
+    assert podman.sh(first, "echo on") == "on"
+    podman("pod", "pause", name)
+    podman("pod", "rm", "-f", "-t", "0", name)
+
+
+def test_out_of_memory(podman: Podman) -> None:
+    """A member that is killed for want of memory takes nobody with it."""
+    name = _pod(podman, "--network=none")
+    first = podman.start("--pod", name, IMAGE, "sleep", "1000")
+    hog = podman.start("--pod", name, "--memory", "48m", IMAGE, "sleep", "1000")
+    podman.sh(hog, "tail /dev/zero", code=137)
+    assert podman.sh(first, "echo alive") == "alive"
+    note = Path(os.readlink(f"/proc/{podman.state(hog)['ConmonPid']}/cwd")) / "oom"
+    wait_until(note.exists, "conmon has heard of it")  # as in test_run.py
+    if note == Path("/oom"):
+        note.unlink()
+
+
 def test_shared_process_ids(podman: Podman) -> None:
     """--share pid: one process id namespace for the pod."""
     name = _pod(podman, "--network=none", "--share", "pid,ipc,uts,net")
