@@ -168,8 +168,9 @@ def test_conmon_killed(podman: Podman, cloche_program: Path) -> None:
     state = podman.state(name)
     container_id = podman.inspect(name)["Id"]
     os.kill(state["ConmonPid"], signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{state['ConmonPid']}/exe").exists(), "conmon has ended")
     podman("rm", "-f", "-t", "0", name)
-    wait_until(lambda: not Path(f"/proc/{state['Pid']}/exe").exists(), "the VM has ended")
+    wait_until(lambda: not Path(f"/proc/{state['Pid']}/exe").exists(), "the VM has ended", 30)
     subprocess.run([str(cloche_program), "delete", "--force", container_id], check=True)
 
 
