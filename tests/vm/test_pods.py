@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -206,3 +207,30 @@ def test_what_cannot_be_started(cloche: Runtime, bundle: Bundle, first: Containe
     assert 'exec: "nosuch": executable file not found in $PATH' in message
     assert not (cloche.root / name).exists()
     assert first.status == "running"
+
+
+def test_events_are_each_containers_own(
+    cloche: Runtime, new_bundle: Callable[[], Bundle], first: Container
+) -> None:
+    """Kills for want of memory are told of the container that they happen in, until it ends."""
+    bundle = joining(new_bundle(), first, "network", "ipc").args("sleep", "1000")
+    bundle.linux["resources"] = {"memory": {"limit": 16 << 20, "swap": 16 << 20}}
+    member = cloche.start(bundle)
+    streams = [cloche.popen("events", "--interval", "300ms", one.id) for one in (first, member)]
+    types = [_next_type(stream) for stream in streams]
+    member.sh("head -c 100000000 /dev/zero | tail -c 90000000 >/dev/null", code=None)
+    while types[-1] == "stats":
+        types.append(_next_type(streams[1]))
+    assert types == ["stats"] * (len(types) - 1) + ["oom"]
+    member.end()
+    assert streams[1].wait(20) == 0
+    first.end()
+    assert streams[0].wait(20) == 0
+    others = streams[0].communicate()[0].splitlines()
+    assert "oom" not in [json.loads(line)["type"] for line in others]
+    streams[1].communicate()
+
+
+def _next_type(stream: subprocess.Popen[bytes]) -> str:
+    assert stream.stdout
+    return str(json.loads(stream.stdout.readline())["type"])

@@ -61,7 +61,7 @@ def _follow(state: State, interval: float) -> None:
             try:
                 stats = ask(state, "stats")
             except (ClocheError, OSError):
-                if _ends(watch, state):
+                if not state.is_alive() or _ends(watch, state):
                     return  # the container's end was why, before we heard of it
                 raise
             _print("stats", state, stats)

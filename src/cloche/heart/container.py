@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ConfigError, GuestError, StateError
+from cloche.heart.news import OomNews
 from cloche.heart.process import GuestProcess
 from cloche.heart.terminal import open_console
 from cloche.host.cgroup import apply, relative_path
@@ -49,6 +50,7 @@ class Container:
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
         self.paused_from = CREATED
+        self.oom_news = OomNews(sandbox.loop)
         self.state = State(request.root, request.id, {"status": "creating"})
 
     def prepare(self) -> None:

@@ -21,6 +21,7 @@ from cloche.heart.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from cloche.heart.member import Member
+    from cloche.heart.news import OomNews
     from cloche.heart.process import GuestProcess
     from cloche.heart.sandbox import Sandbox
 
@@ -59,6 +60,7 @@ class Connection:
     def __init__(self, server: ControlServer, connection: socket.socket) -> None:
         self.sandbox = server.sandbox
         self.process: GuestProcess | Member | None = None
+        self.watched: OomNews | None = None
         self.is_closed = False
         self._server = server
         self._socket = connection
@@ -158,6 +160,7 @@ class Connection:
         for fd in self._fds:
             os.close(fd)
         self._server.connections.discard(self)
-        self.sandbox.oom_news.watchers.discard(self)
+        if self.watched is not None:
+            self.watched.watchers.discard(self)
         if self.process is not None:
             self.process.signal(9)

@@ -150,6 +150,7 @@ class Member(Container):
         finally:
             self.sandbox.share.detach(self.id)
             self.sandbox.containers.pop(self.id, None)
+            self.oom_news.end()
             self.exited.set(ended.value)
 
 

@@ -33,6 +33,11 @@ class OomNews:
             self._waiting = True
             self._loop.call_later(self._next - now, self._tell_now)
 
+    def end(self) -> None:
+        """The container has ended: its watchers hear no more."""
+        for watcher in list(self.watchers):
+            watcher.close()
+
     def _tell_now(self) -> None:
         self._waiting = False
         self.tell()

@@ -141,8 +141,8 @@ async def stats(connection: Connection, request: dict[str, Any], fds: list[int])
 
 async def watch(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
     """Tell on this connection of kills for want of memory, from now on."""
-    _container(connection, request)
-    connection.sandbox.oom_news.watchers.add(connection)
+    connection.watched = _container(connection, request).oom_news
+    connection.watched.watchers.add(connection)
 
 
 async def join(connection: Connection, request: dict[str, Any], fds: list[int]) -> object:

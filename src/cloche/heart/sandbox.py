@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import GuestError, StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
-from cloche.heart.news import OomNews
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
 from cloche.model.cgroup import RESOURCES
@@ -74,7 +73,6 @@ class Sandbox:
         self._shm: dict[str, str] = {}
         self._numbers = 0
         self._next_oom = 0.0
-        self.oom_news = OomNews(loop)
         self._interrupted = False
 
     def next_number(self) -> int:
@@ -262,9 +260,11 @@ class Sandbox:
     def _on_oom(self, event: Event) -> None:
         """Have the host's kernel tell the engine of it, before the end that may come of it."""
         container = self.containers.get(str(event.fields.get("id")))
-        self.oom_news.tell()
         now = time.monotonic()
-        if container is None or self.vm.exited.done or now < self._next_oom:
+        if container is None:
+            return
+        container.oom_news.tell()
+        if self.vm.exited.done or now < self._next_oom:
             return
         from cloche.host import oom
 
