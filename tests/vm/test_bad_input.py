@@ -179,8 +179,6 @@ def test_an_unknown_signal(idle: Container, runc: Runtime, bundle: Bundle, name:
         ["--user", "1:x"],
         ["--additional-gids", "x"],
         ["--preserve-fds", "1"],
-        ["--apparmor", "profile"],
-        ["--process-label", "label"],
         ["--cwd", "relative"],
         ["--env", "X"],
     ],

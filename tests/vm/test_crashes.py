@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 
 import pytest
 
@@ -158,6 +159,27 @@ def test_an_interrupted_run_leaves_nothing(cloche: Runtime, bundle: Bundle) -> N
     wait_until((cloche.root / name / "qemu.log").exists, "QEMU boots")
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
+    assert cloche.leftovers() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_start_that_is_given_up_while_the_guest_boots(
+    cloche: Runtime, bundle: Bundle, number: signal.Signals
+) -> None:
+    """The hooks have run; what is left to wait for is the guest, and nobody wants it."""
+    cloche.env["CLOCHE_TEMPLATE"] = "off"
+    name = cloche.new_id()
+    done = bundle.path / "hooks-done"
+    hook = {"path": "/bin/touch", "args": ["touch", str(done)]}
+    bundle.config["hooks"] = {"createContainer": [hook]}
+    process = cloche.popen("run", "--bundle", bundle.save(), name)
+    wait_until(done.exists, "the hooks have run")
+    until = time.monotonic() + 0.3
+    wait_until(lambda: time.monotonic() > until, "the supervisor has heard of it")
+    process.send_signal(number)
+    assert process.wait(20) == (130 if number == signal.SIGINT else -number)
+    wait_until(lambda: host.processes(cloche.root) == [], "the VM has been given up")
+    cloche("delete", "--force", name)
     assert cloche.leftovers() == []
 
 

@@ -21,6 +21,9 @@ class Parent:
         self._loop = loop
         self._channel = channel
         self._hooks = Future()
+        # Completes when `create` ends before the container exists.
+        self.gave_up = Future()
+        self._is_created = False
         self._buffer = b""
         self._open = True
         os.set_blocking(channel.fd, False)
@@ -38,6 +41,7 @@ class Parent:
         self, warnings: list[str], marks: list[tuple[str, int]], *, interrupted: bool
     ) -> None:
         """The container exists; `create` may return. *interrupted*: SIGINT was heard here."""
+        self._is_created = True
         message = {"event": "created", "warnings": warnings, "timings": marks}
         self._send({**message, "interrupted": interrupted})
 
@@ -51,6 +55,8 @@ class Parent:
             self._loop.unwatch(self._channel.fd)
             self._open = False
             self._hooks.fail(ClocheError("create: given up by its caller"))
+            if not self._is_created:
+                self.gave_up.set()
             return
         self._buffer += data or b""
         while b"\n" in self._buffer:

@@ -65,6 +65,8 @@ class Sandbox:
         self.agent = Agent(vm, self._on_event)
         self.containers: dict[str, Container] = {}
         self.parent = Parent(loop, channel)
+        # A caller that is gone wants no container: no need to wait for a boot.
+        self.parent.gave_up.on_done(lambda _: self.vm.kill())
         self.control: ControlServer | None = None
         self.guest_share = GUEST_SHARE
         self.network: GuestNetwork | None = None

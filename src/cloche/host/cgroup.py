@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import read_text
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from cloche.model.host_cgroup import HostSetting
 
 ROOT = "/sys/fs/cgroup"
+DYING_TIMEOUT_MS = 2000
+EBUSY = 16  # errno proper is one more module to import
 
 
 def relative_path(cgroups_path: str, container_id: str) -> str:
@@ -148,8 +151,31 @@ def remove(path: str) -> None:
     for hierarchy in hierarchies():
         top = os.path.join(hierarchy, path)
         for directory, _, _ in os.walk(top, topdown=False):
-            with suppress(OSError):
+            try:
                 os.rmdir(directory)
+            except OSError as error:
+                if error.errno == EBUSY and _await_dying(directory):
+                    with suppress(OSError):
+                        os.rmdir(directory)
+
+
+def _await_dying(directory: str) -> bool:
+    """Wait for what is on its way out of a cgroup (a QEMU takes ms); whether there was any.
+
+    Such a process has lost its memory already, and with it its command line.
+    """
+    waited = False
+    for pid in (read_text(os.path.join(directory, "cgroup.procs")) or "").split():
+        if read_text(f"/proc/{pid}/cmdline"):
+            continue
+        with suppress(OSError):  # it has ended meanwhile
+            pidfd = os.pidfd_open(int(pid))
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            poller.poll(DYING_TIMEOUT_MS)
+            os.close(pidfd)
+        waited = True
+    return waited
 
 
 def _write(path: str, data: bytes) -> None:
