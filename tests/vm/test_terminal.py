@@ -220,3 +220,11 @@ def test_a_killed_container_ends_its_terminal(
     container.kill(signal.SIGKILL.name)
     assert terminal.rest() == b""
     assert container.wait() == 137
+
+
+def test_what_is_printed_at_once_keeps_its_line_ends(cloche: Runtime, shell: Bundle) -> None:
+    # The program may be faster than the news of its start; our terminal is to add nothing.
+    words = ("run", "--bundle", shell.sh("seq 2000").save(), cloche.new_id())
+    with cloche.terminal(*words) as terminal:
+        assert terminal.wait(60) == 0
+    assert terminal.transcript.split(b"\r\n") == [b"%d" % each for each in range(1, 2001)] + [b""]

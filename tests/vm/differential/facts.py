@@ -22,10 +22,11 @@ _UNLIMITED_V1 = 1 << 60
 
 def facts_of(output: str) -> Facts:
     """The facts in what the probe printed; what a case's own script printed is ``output``."""
-    head, *sections = re.split(r"(?m)^@@ (\w+)\r?\n", output)
+    # A terminal's line ends; two \r where runc's own terminal is not raw yet.
+    head, *sections = re.split(r"(?m)^@@ (\w+)\n", re.sub(r"\r+\n", "\n", output))
     facts = {"before the probe": head.strip()} if head.strip() else {}
     for name, text in zip(sections[::2], sections[1::2], strict=True):
-        lines = text.replace("\r\n", "\n").strip("\n").split("\n")
+        lines = text.strip("\n").split("\n")
         if name == "output":
             facts["output"] = "\n".join(lines)
         else:
