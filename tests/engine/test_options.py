@@ -126,15 +126,28 @@ def test_pid_host_shows_no_process_of_the_host(docker: Docker) -> None:
     assert not {"dockerd", "containerd", "docker"} & {*names.split()}
 
 
-@pytest.mark.parametrize("kind", ["pid", "ipc"])
+def shareable(docker: Docker) -> str:
+    """A container whose namespaces others may join."""
+    return docker.start("--ipc", "shareable", IMAGE, "sleep", "4242")
+
+
 @pytest.mark.vm_only
-def test_namespaces_of_another_container_are_refused(docker: Docker, kind: str) -> None:
-    """Two VMs share none: the error names the field."""
-    mode = ("--ipc", "shareable") if kind == "ipc" else ()
-    name = docker.start(*mode, IMAGE, "sleep", "1000")
+@pytest.mark.parametrize("kind", ["pid", "ipc"])
+def test_a_namespace_of_another_machine_is_refused(docker: Docker, kind: str) -> None:
+    """Only containers that share the network share a VM; the error names the field."""
+    name = shareable(docker)
     result = docker.run(f"--{kind}", f"container:{name}", IMAGE, "true", code=125)
-    assert "$.linux.namespaces[" in result.stderr
-    assert "cannot be joined from inside a VM" in result.stderr
+    assert "$.linux.namespaces" in result.stderr
+    assert "join its network too" in result.stderr
+
+
+def test_namespaces_of_another_container(docker: Docker) -> None:
+    """With its network, a container's processes and shared memory can be shared (docs/pods.md)."""
+    name = shareable(docker)
+    docker.sh(name, "echo from-x >/dev/shm/file")
+    options = [f"--{kind}=container:{name}" for kind in ("network", "pid", "ipc")]
+    script = "tr '\\0' ' ' </proc/1/cmdline; cat /dev/shm/file"
+    assert docker.run(*options, IMAGE, "sh", "-c", script).output == "sleep 4242 from-x"
 
 
 def test_userns_host(docker: Docker) -> None:
