@@ -234,3 +234,23 @@ def test_events_are_each_containers_own(
 def _next_type(stream: subprocess.Popen[bytes]) -> str:
     assert stream.stdout
     return str(json.loads(stream.stdout.readline())["type"])
+
+
+def test_the_share_is_not_the_guests_to_arrange(
+    cloche: Runtime, new_bundle: Callable[[], Bundle], first: Container, tmp_path: Path
+) -> None:
+    """A hostile guest cannot have our mount points made, or removed, elsewhere on the host."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("kept")
+    member = cloche.start(joining(new_bundle().sh(MAIN), first, "network"))
+    share = cloche.root / first.id / "share"
+    # What the guest asks for over 9p is done by QEMU, in its mount namespace.
+    qemu = host.qemu_of(cloche.root, first.id)
+    script = f"cd {share} && touch probe; mv {member.id} moved; ln -s {victim} {member.id}"
+    argv = ["nsenter", "-t", str(qemu), "-m", "sh", "-c", script]
+    asked = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert asked.stderr.count("Read-only file system") == 3
+    member.end()
+    assert (victim / "precious").read_text() == "kept"
+    assert cloche.run(joining(new_bundle().sh("echo well"), first, "network")).output == "well"

@@ -1,7 +1,9 @@
 """What the guest sees of the host: bind mounts below one directory, exported over 9p.
 
 They are made in the supervisor's own mount namespace, so they vanish with it and are never seen
-on the host. The directory is a shared mount, so that what is bound later reaches QEMU too.
+on the host. The directory is a shared mount, so that what is bound later reaches QEMU too. It is a
+read-only one: a guest that could move its folders, and put symbolic links in their place, would
+have us make and remove what lies elsewhere on the host.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Share:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
+        # The same files by a mount that only we have, where mount points are made.
+        self._own = directory
 
     def enter(self) -> None:
         """Leave the host's mount namespace (mounts still arrive from it) and set the share up."""
@@ -36,6 +40,9 @@ class Share:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
         # A tmpfs of our own: mount points made in it leave nothing behind on the host.
         syscalls.mount("cloche", self.directory, "tmpfs", data="mode=0755,size=1m")
+        self._own = f"/proc/self/fd/{syscalls.open_tree(self.directory, recursive=False)}"
+        read_only = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+        syscalls.mount("", self.directory, flags=read_only)
         syscalls.mount("", self.directory, flags=syscalls.MS_SHARED)
 
     def open_device(self, number: tuple[int, int], *, read_only: bool) -> int:
@@ -43,7 +50,7 @@ class Share:
 
         Through a node of our own: the host's /dev may have none, and other places refuse them.
         """
-        path = os.path.join(self.directory, ".device")
+        path = os.path.join(self._own, ".device")
         os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(*number))
         try:
             return os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
@@ -83,14 +90,14 @@ class Share:
         return self._attach(name, f"mount an overlay ({options})", attach, is_dir=True)
 
     def _attach(self, name: str, what: str, attach: Callable[[str], None], *, is_dir: bool) -> str:
-        target = os.path.join(self.directory, name)
+        point = os.path.join(self._own, name)
         try:
             if is_dir:
-                os.makedirs(target, exist_ok=True)
+                os.makedirs(point, exist_ok=True)
             else:
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
-            attach(target)
+                os.makedirs(os.path.dirname(point), exist_ok=True)
+                os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+            attach(os.path.join(self.directory, name))
         except OSError as error:
             cause = (error.strerror or "").lower()
             raise ClocheError(f"share: cannot {what}: {cause}") from None
@@ -121,12 +128,12 @@ class Share:
 
     def detach(self, folder: str) -> None:
         """Let go of all that was bound or attached below *folder*."""
-        path = os.path.join(self.directory, folder)
+        path = os.path.join(self._own, folder)
         for name in os.listdir(path) if os.path.isdir(path) else []:
-            target = os.path.join(path, name)
+            point = os.path.join(path, name)
             with suppress(OSError):  # what is not mounted is removed all the same
-                syscalls.umount(target, syscalls.MNT_DETACH)
+                syscalls.umount(os.path.join(self.directory, folder, name), syscalls.MNT_DETACH)
             with suppress(OSError):
-                os.rmdir(target) if os.path.isdir(target) else os.unlink(target)
+                os.rmdir(point) if os.path.isdir(point) else os.unlink(point)
         with suppress(OSError):
             os.rmdir(path)
