@@ -43,7 +43,14 @@ def test_spellings_of_a_value(words: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("word", "value"),
-    [("--detach", True), ("-d", True), ("--detach=true", True), ("--detach=false", False)],
+    [
+        ("--detach", True),
+        ("-d", True),
+        ("--detach=true", True),
+        ("--detach=1", True),
+        ("--detach=false", False),
+        ("-d=F", False),
+    ],
 )
 def test_spellings_of_a_switch(word: str, value: bool) -> None:
     assert parse(word, "id").on("detach") is value
@@ -104,11 +111,16 @@ def test_exactly_one_id(words: list[str]) -> None:
     assert raised.value.hint == "cloche verb [flags] ID"
 
 
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [["--help"], ["-h"], ["-help"], ["-d", "--bundle", "b", "-h"]])
+def test_help_names_every_flag(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as raised:
-        parse("--help")
+        parse(*words)
     assert raised.value.code == 0
     output = capsys.readouterr().out
     assert output.startswith("Usage: cloche verb [flags] ID\n")
     for text in ("--bundle, -b value", "--detach, -d ", "--env, -e value", "a folder"):
         assert text in output
+
+
+def test_help_is_an_id_like_any_other() -> None:
+    assert VERB.one_id(["help"])[1] == "help"

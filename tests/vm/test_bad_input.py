@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,9 @@ def test_no_bundle(cloche: Runtime, folder: Path) -> None:
         ["--log-format", "xml", "list"],
         ["--what", "list"],
         ["exec"],
+        ["exec", "--process", "/nothing", "a"],
+        ["ps", "a", "-o", "pid"],
+        ["help", "what"],
         ["run", "a/b"],
         ["run", ".."],
         ["run", ""],
@@ -142,6 +146,27 @@ def test_wrong_words_fail_as_with_runc(
     assert len(ours.stderr.splitlines()) == 1
     assert ours.stderr.startswith("cloche: ")
     assert ours.stdout == b""
+
+
+def test_every_flag_of_runcs_is_known(cloche: Runtime, runc: Runtime) -> None:
+    verbs = re.findall(r"^ {3}([a-z]+) {2,}", runc("--help").output, re.MULTILINE)
+    assert "run" in verbs
+    for verb in verbs:
+        theirs = set(re.findall(r"^ {3}(--[a-z0-9-]+)", runc(verb, "--help").output, re.MULTILINE))
+        ours = set(re.findall(r"--[a-z0-9-]+", cloche(verb, "--help").output))
+        assert theirs - ours <= {"--help"} or verb in ("checkpoint", "restore"), verb
+
+
+def test_global_flags_of_runcs_are_known(cloche: Runtime, runc: Runtime) -> None:
+    theirs = set(re.findall(r"^ {3}(--[a-z0-9-]+)", runc("--help").output, re.MULTILINE))
+    assert "--criu" in theirs
+    assert theirs <= set(re.findall(r"--[a-z0-9-]+", cloche("--help").output))
+
+
+@pytest.mark.parametrize("arguments", [["--help", "run"], ["help"], ["h"], ["run", "-d", "--help"]])
+def test_help_wherever_runc_takes_it(cloche: Runtime, runc: Runtime, arguments: list[str]) -> None:
+    assert "\n" in runc(*arguments).output
+    assert cloche(*arguments).output.startswith("Usage: cloche ")
 
 
 @pytest.mark.parametrize(
@@ -225,6 +250,20 @@ def test_the_log_as_text(cloche: Runtime, folder: Path) -> None:
 def test_a_log_that_cannot_be_written_hides_nothing(cloche: Runtime) -> None:
     message = cloche.fails("--log", "/does/not/exist/log", "state", "unknown")
     assert "container does not exist" in message
+
+
+def test_a_warning_is_told_where_no_log_can_be_written(cloche: Runtime, idle: Container) -> None:
+    place = ("--root", idle.runtime.root, "--log", "/does/not/exist/log")
+    told = cloche(*place, "exec", "--cap", "CAP_FLY", idle.id, "true").stderr
+    assert 'unknown, left out: "CAP_FLY"' in told
+
+
+def test_a_root_that_is_a_file(cloche: Runtime, bundle: Bundle, folder: Path) -> None:
+    root = folder / "file"
+    root.touch()
+    message = cloche.fails("--root", root, "create", "--bundle", bundle.save(), cloche.new_id())
+    assert f"--root {root}: not a directory" in message
+    assert f"{root}: not a directory" in cloche.fails("--root", root, "list")
 
 
 def test_a_root_that_cannot_be_made(cloche: Runtime, bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -248,6 +249,24 @@ def test_a_full_disk_under_the_root(cloche: Runtime, bundle: Bundle, folder: Pat
         assert "no space left on device" in message.lower()
         assert host.processes(path / "root") == []
         assert not (path / "root/full").exists()
+
+
+def test_a_disk_that_is_full_when_the_program_is_to_start(
+    cloche: Runtime, bundle: Bundle, folder: Path
+) -> None:
+    for path in mounted(folder / "disk", "size=256k"):
+        cloche.root = path / "root"
+        container = cloche.create(bundle.sh("sleep 300"))
+        with contextlib.suppress(OSError), (path / "filler").open("wb") as filler:
+            filler.write(bytes(1 << 20))
+        message = cloche.fails("start", container.id)
+        assert "state.json: cannot write it: no space left on device" in message
+        # It has not run, and can do so as soon as there is room.
+        assert container.status == "created"
+        (path / "filler").unlink()
+        container.start()
+        assert container.status == "running"
+        cloche.clean_up()
 
 
 def test_a_guest_whose_kernel_is_gone(

@@ -86,7 +86,10 @@ def _process(flags: Flags, state: State) -> dict[str, Any]:
         try:
             with open(path, "rb") as file:
                 process: dict[str, Any] = json.load(file)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            cause = (error.strerror or str(error)).lower()
+            raise ConfigError(f"--process {path}: {cause}") from None
+        except ValueError as error:
             raise ConfigError(f"--process {path}: {error}") from None
         if not isinstance(process, dict):
             raise ConfigError(f"--process {path}: $: an object is expected")

@@ -2,7 +2,8 @@
 
 argparse would do, but costs 9 ms to import, and containerd starts five to ten of these processes
 per container. The syntax is the one of runc (urfave/cli): flags before arguments, `--flag value`,
-`--flag=value`, `-f value`; a boolean flag takes no value but may be written `--flag=true`.
+`--flag=value`, `-f value`; a boolean flag takes no value but may be written `--flag=true`, or with
+whatever else Go's strconv.ParseBool takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 BOOL = "bool"
 TEXT = "text"
 LIST = "list"
+
+HELP = ("--help", "-help", "-h", "--h")
+
+# strconv.ParseBool of Go
+BOOLS = dict.fromkeys(("1", "t", "T", "TRUE", "true", "True"), True)
+BOOLS |= dict.fromkeys(("0", "f", "F", "FALSE", "false", "False"), False)
 
 
 class Flag:
@@ -40,6 +47,8 @@ class Flags:
         self._texts: dict[str, str] = {}
         self._lists: dict[str, list[str]] = {}
         self._bools: dict[str, bool] = {}
+        self.help = False
+        """Whether the help was asked for, by a flag that is always there."""
         self.arguments: list[str] = []
 
     def text(self, key: str, default: str = "") -> str:
@@ -78,6 +87,9 @@ class Flags:
                     break
                 self.arguments.append(words.pop(0))
                 continue
+            if word in HELP:
+                self.help = True
+                continue
             name, has_value, value = word.lstrip("-").partition("=")
             flag = self._defined.get(name)
             if flag is None:
@@ -89,9 +101,10 @@ class Flags:
     def _set(self, flag: Flag, word: str, value: str | None, words: list[str]) -> None:
         key = flag.names[0]
         if flag.kind == BOOL:
-            if value not in (None, "true", "false"):
+            on = BOOLS.get("true" if value is None else value)
+            if on is None:
                 raise ConfigError(f"{word}: true or false is expected")
-            self._bools[key] = value != "false"
+            self._bools[key] = on
             return
         if value is None:
             if not words:
@@ -113,10 +126,11 @@ class Verb:
 
     def parse(self, args: Sequence[str], *, stop_at_argument: bool = True) -> Flags:
         """Parse *args*; `--help` prints the help and exits."""
-        if args and args[0] in ("--help", "-h", "help"):
+        flags = Flags(self.flags).parse(args, stop_at_argument=stop_at_argument)
+        if flags.help:
             print(self.help(), end="")
             raise SystemExit(0)
-        return Flags(self.flags).parse(args, stop_at_argument=stop_at_argument)
+        return flags
 
     def one_id(self, args: Sequence[str]) -> tuple[Flags, str]:
         """Parse a verb whose only argument is a container's id."""

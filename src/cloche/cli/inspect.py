@@ -61,6 +61,11 @@ def processes(context: Context, args: list[str]) -> int:
     flags = PS.parse(args)
     if not flags.arguments:
         raise ConfigError("ps: a container's id is expected", hint=f"cloche {PS.usage}")
+    if len(flags.arguments) > 1:
+        # runc hands them to the host's ps, which does not know the guest's processes.
+        given = " ".join(flags.arguments[1:])
+        why = "flags come before the id; options of ps(1) are not possible"
+        raise ConfigError(f"ps: {given}: not expected after the id", hint=why)
     from cloche.heart.client import ask
 
     state = load_state(context.root, flags.arguments[0])

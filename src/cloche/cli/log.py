@@ -25,15 +25,14 @@ class Log:
         os.write(2, f"cloche: {message}\n".encode(errors="replace"))
 
     def warning(self, message: str) -> None:
-        """Something that is not as asked; to stderr only when there is no log file."""
-        if self.path:
-            self._record("warning", message)
-        else:
+        """Something that is not as asked; to stderr only when no log file can be written."""
+        if not self._record("warning", message):
             os.write(2, f"cloche: warning: {message}\n".encode(errors="replace"))
 
-    def _record(self, level: str, message: str) -> None:
+    def _record(self, level: str, message: str) -> bool:
+        """Whether *message* is in the log file now."""
         if not self.path:
-            return
+            return False
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         if self.form == "json":
             line = fastjson.dumps({"level": level, "msg": message, "time": now})
@@ -42,3 +41,5 @@ class Log:
         # A log that cannot be written must not hide the message: stderr has it.
         with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
+            return True
+        return False

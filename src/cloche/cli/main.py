@@ -50,6 +50,7 @@ GLOBAL = (
     Flag("log", TEXT, "file for errors and warnings"),
     Flag("log-format", TEXT, "text or json"),
     Flag("debug", BOOL, "say more"),
+    Flag("criu", TEXT, "accepted for runc's callers; checkpoints are not possible yet"),
     Flag("systemd-cgroup", BOOL, "cgroupsPath is written slice:prefix:name"),
     Flag("rootless", TEXT, "accepted for runc's callers; only false and auto can be had"),
     Flag("timings", TEXT, "write the phases of a start to this file, as JSON"),
@@ -74,17 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     log = Log()
     try:
-        flags = Flags(GLOBAL).parse(_unalias_help(args))
+        flags = Flags(GLOBAL).parse(args)
         if flags.on("version"):
             print(f"cloche version {__version__}\nspec: {OCI_VERSION}")
             return 0
         context = Context(flags)
         log = context.log
         _check_global(flags)
-        if not flags.arguments or flags.arguments[0] in ("help", "-h"):
+        if flags.help or not flags.arguments or flags.arguments in (["help"], ["h"]):
             print(overview(), end="")
-            return 0 if flags.arguments else 1
+            return 0 if flags.help or flags.arguments else 1
         verb, *rest = flags.arguments
+        if verb in ("help", "h"):
+            verb, rest = rest[0], ["--help"]
         if verb not in VERBS:
             raise ClocheError(
                 f"unknown command {verb!r}", hint="`cloche help` lists them", exit_code=NO_COMMAND
@@ -128,10 +131,6 @@ def _open_standard_streams() -> None:
     while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
-
-
-def _unalias_help(args: list[str]) -> list[str]:
-    return ["help"] if args[:1] in (["--help"], ["-h"]) else args
 
 
 def _check_global(flags: Flags) -> None:

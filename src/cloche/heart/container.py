@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import ConfigError, GuestError, StateError
+from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
 from cloche.heart.news import OomNews
 from cloche.heart.process import GuestProcess
 from cloche.heart.terminal import open_console
@@ -248,9 +248,14 @@ class Container:
             raise StateError(f"container {self.id}: {status}, not {' or '.join(statuses)}")
 
     def set_status(self, status: str) -> None:
-        """Change the status, on disk too."""
+        """Change the status, on disk too; where that cannot be, ClocheError and no change."""
+        before = self.state.fields["status"]
         self.state.fields["status"] = status
-        self.state.save()
+        try:
+            self.state.save()
+        except ClocheError:
+            self.state.fields["status"] = before
+            raise
 
     def new_process(
         self, exec_id: str, process: Process, fds: tuple[int, ...]

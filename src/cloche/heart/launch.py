@@ -203,7 +203,7 @@ def _network(path: str) -> str:
 def make_directory(request: Request) -> None:
     """Claim the id: its directory must not exist yet."""
     try:
-        os.makedirs(request.root, mode=0o700, exist_ok=True)
+        _make_root(request.root)
         try:
             os.mkdir(request.directory, mode=0o700)
         except FileExistsError:
@@ -221,6 +221,14 @@ def make_directory(request: Request) -> None:
             f"{(error.strerror or '').lower()}",
             hint="cloche must run as root; --root names another place",
         ) from None
+
+
+def _make_root(root: str) -> None:
+    """The folder of all containers, where it is not there yet."""
+    try:
+        os.makedirs(root, mode=0o700, exist_ok=True)
+    except FileExistsError:
+        raise ClocheError(f"--root {root}: not a directory") from None
 
 
 def _hold(directory: str) -> None:

@@ -34,8 +34,14 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
     if container.state.fields["status"] != CREATED:
         raise StateError(f"cannot start a container that is {container.state.fields['status']}")
     await connection.sandbox.adopt_late(container)
-    await container.start()
+    # Before the program runs: where its state cannot be written, it is not to run unseen.
     container.set_status(RUNNING)
+    try:
+        await container.start()
+    except BaseException:
+        if container.state.fields["status"] == RUNNING:
+            container.set_status(CREATED)
+        raise
 
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:

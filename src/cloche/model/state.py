@@ -80,9 +80,13 @@ class State:
         return str(self.fields["status"]) if self.is_alive() else STOPPED
 
     def save(self) -> None:
-        """Write the file."""
+        """Write the file; ClocheError where that cannot be (a full disk)."""
         path = os.path.join(self.directory, "state.json")
-        write_atomically(path, fastjson.dumps(self.fields).encode())
+        try:
+            write_atomically(path, fastjson.dumps(self.fields).encode())
+        except OSError as error:
+            cause = (error.strerror or str(error)).lower()
+            raise ClocheError(f"{path}: cannot write it: {cause}") from None
 
     def oci(self) -> dict[str, Any]:
         """The state as the OCI runtime specification wants it (runtime.md, state)."""
@@ -137,7 +141,7 @@ def load_state(root: str, container_id: str) -> State:
 def list_states(root: str, report: Callable[[ClocheError], object]) -> list[State]:
     """All containers below *root*, by id; those that cannot be told are reported."""
     states = []
-    for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
+    for name in sorted(os.listdir(root)) if os.path.lexists(root) else []:
         if os.path.exists(os.path.join(root, name, "state.json")):
             try:
                 states.append(load_state(root, name))
