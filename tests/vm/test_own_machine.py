@@ -91,6 +91,43 @@ def test_an_initrd_beside_the_agents(
     assert result.output == "from the initrd"
 
 
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_a_root_in_an_image(cloche: Runtime, bundle: Bundle, folder: Path, kind: str) -> None:
+    image = folder / f"root.{kind}"
+    raw = folder / "root.raw"
+    subprocess.run(["mkfs.ext4", "-q", "-d", str(bundle.rootfs), str(raw), "64M"], check=True)
+    if kind != "raw":
+        subprocess.run(["qemu-img", "convert", "-O", kind, str(raw), str(image)], check=True)
+    bundle.config["vm"] = {"image": {"path": str(image), "format": kind}}
+    script = "grep ' / ' /proc/mounts | cut -d' ' -f3; echo here >/written"
+    assert cloche.run(bundle.sh(script)).output == "ext4"
+    assert not (bundle.rootfs / "written").exists()
+    assert cloche.run(bundle.sh("cat /written")).output == "here"
+    bundle.config["root"]["readonly"] = True
+    result = cloche.run(bundle.sh("cat /written; echo more >/written"), code=None)
+    assert result.output == "here"
+    assert "Read-only file system" in result.stderr
+
+
+def test_a_root_in_a_read_only_image(cloche: Runtime, bundle: Bundle, folder: Path) -> None:
+    image = folder / "root.erofs"
+    subprocess.run(["mkfs.erofs", image, bundle.rootfs], check=True, capture_output=True)
+    bundle.config["root"]["readonly"] = True
+    bundle.config["vm"] = {"image": {"path": str(image), "format": "raw"}}
+    result = cloche.run(bundle.sh("grep ' / ' /proc/mounts | cut -d' ' -f3"))
+    assert result.output == "erofs"
+
+
+def test_an_image_is_written_by_one_vm_only(cloche: Runtime, bundle: Bundle, folder: Path) -> None:
+    image = folder / "root.raw"
+    subprocess.run(["mkfs.ext4", "-q", "-d", bundle.rootfs, image, "64M"], check=True)
+    bundle.config["vm"] = {"image": {"path": str(image), "format": "raw"}}
+    cloche.start(bundle)
+    assert 'Failed to get "write" lock' in cloche.fails(
+        "run", "--bundle", bundle.save(), cloche.new_id()
+    )
+
+
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
@@ -99,7 +136,10 @@ def test_an_initrd_beside_the_agents(
         ({"hypervisor": {}}, "$.vm.hypervisor: Object missing required field `path`"),
         ({"kernel": {"path": "/no/kernel"}}, "$.vm.kernel.path: /no/kernel: no such file"),
         ({"kernel": {"path": "/etc/passwd"}}, "/etc/passwd: "),
-        ({"image": {"path": "/image", "format": "raw"}}, "$.vm.image: the VM's own root is"),
+        ({"image": {"path": "/no/image", "format": "raw"}}, "$.vm.image.path: /no/image: no such"),
+        ({"image": {"path": "/etc/passwd", "format": "iso"}}, "$.vm.image.format: expected raw"),
+        ({"image": {"path": "/bin/sh", "format": "raw"}}, "guest cannot mount it, neither as ext4"),
+        ({"image": {"path": "/bin/sh", "format": "qcow2"}}, "Image is not in qcow2 format"),
         ({"hwConfig": {"memory": 1 << 20}}, "$.vm.hwConfig.memory: expected 134217728 bytes"),
         ({"hwConfig": {"vcpus": 0}}, "$.vm.hwConfig.vcpus: expected 1 to 255, got 0"),
         ({"hwConfig": {"irqs": [3]}}, "$.vm.hwConfig.irqs: hardware cannot be passed"),

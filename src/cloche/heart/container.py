@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cloche.base import syscalls
 from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
 from cloche.heart.news import OomNews
 from cloche.heart.process import GuestProcess
@@ -19,7 +21,8 @@ from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_sources
 from cloche.model.problems import refuse
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
-from cloche.vmm.argv import disk_serial
+from cloche.vmm.argv import ROOT_SERIAL, disk_serial
+from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from cloche.base.loop import Future
@@ -28,9 +31,10 @@ if TYPE_CHECKING:
     from cloche.host.view import View
     from cloche.model.oci_linux import Resources
     from cloche.model.plan_mounts import Sources
-    from cloche.wire.messages import AgentError
 
 IMAGE_ROOT = "/run/image"
+# What the guest tries to mount an image as; erofs is only ever read.
+IMAGE_TYPES = ("ext4", "erofs")
 IMAGE_SCRATCH = "/run/scratch"
 IMAGE_MERGED = "/run/root"
 
@@ -131,9 +135,16 @@ class Container:
         """The root folder on the host."""
         return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
 
+    @property
+    def has_root_image(self) -> bool:
+        """Whether its root is a file system in an image, as `vm.image` in config.json asks for."""
+        return self.config.vm is not None and self.config.vm.image is not None
+
     def _share_rootfs(self) -> str:
         if self.request.image:
             return IMAGE_MERGED
+        if self.has_root_image:
+            return IMAGE_ROOT
         if not os.path.isdir(self.rootfs):
             exists = os.path.lexists(self.rootfs)
             cause = "not a directory" if exists else "no such file or directory"
@@ -155,7 +166,7 @@ class Container:
 
     def open_view(self) -> View | None:
         """Show the root folder to those who enter our mount namespace; None for an image."""
-        if self.request.image:
+        if self.request.image or self.has_root_image:
             return None
         from cloche.host.view import View
 
@@ -171,6 +182,34 @@ class Container:
             _mount("tmpfs", IMAGE_SCRATCH, "tmpfs", data="mode=0755"),
             _mount("overlay", IMAGE_MERGED, "overlay", data=layers, folders=[upper, work]),
         ]
+
+    async def mount_root_image(self) -> None:
+        """Mount the disk with its root; ConfigError when the guest finds no file system on it."""
+        flags = syscalls.MS_RDONLY if self.request.glance.root_readonly else 0
+        causes = []
+        for kind in IMAGE_TYPES:
+            mount = _mount(f"/dev/disk/{ROOT_SERIAL}", IMAGE_ROOT, kind, flags=flags)
+            try:
+                await self.sandbox.agent.call("mount", mount)
+            except AgentError as error:
+                causes.append(f"{kind} ({error.message})")
+            else:
+                return
+        refuse(
+            "$.vm.image",
+            f"the guest cannot mount it, neither as {' nor as '.join(causes)}",
+            "one whose VM was killed is mended by a start that may write to it",
+        )
+
+    async def close_root_image(self) -> None:
+        """Leave a clean file system behind: one that is only read cannot be mended later.
+
+        Made read-only, not unmounted: the kernel may take its time to let the last mount go.
+        """
+        if self.has_root_image and not self.sandbox.vm.exited.done:
+            flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+            with contextlib.suppress(ClocheError):  # everything in it is written back already
+                await self.sandbox.agent.call("mount", _mount("", IMAGE_ROOT, "", flags=flags))
 
     def _stdio(self) -> tuple[int, ...]:
         if not (self.config.process.terminal and self.request.console_socket):

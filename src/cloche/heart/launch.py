@@ -131,6 +131,7 @@ class Glance:
         # The `vm` section as it is in the file, and the bytes of memory that it asks for.
         self.vm: object = None
         self.vm_memory: int | None = None
+        self.root_readonly = False
         # Device number → whether it is only read (cloche.model.disks).
         self.disks: dict[tuple[int, int], bool] = {}
         try:
@@ -174,6 +175,7 @@ class Glance:
         if isinstance(self.vm, dict):
             memory = (self.vm.get("hwConfig") or {}).get("memory")
             self.vm_memory = memory if isinstance(memory, int) else None
+            self.root_readonly = bool((config.get("root") or {}).get("readonly"))
         blocks = [each for each in linux.get("devices") or [] if each.get("type") == "b"]
         sources = [each for each in config.get("mounts") or [] if _may_be_of_a_disk(each)]
         if blocks or sources:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cloche.heart.launch import Request
     from cloche.host.share import Share
     from cloche.model.config import Settings
+    from cloche.vmm.argv import RootImage
 
 
 COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a template"
@@ -69,7 +70,7 @@ class Choice:
     """What is to be started. *cold* says why no template can be used, or is empty.
 
     *words* are added to the kernel's command line, *parameters* to QEMU's; *initramfs* takes the
-    place of the guest's own.
+    place of the guest's own; *root_image* is a disk with the container's root.
     """
 
     def __init__(self, guest: Guest, shape: Shape) -> None:
@@ -79,6 +80,7 @@ class Choice:
         self.words: list[str] = []
         self.parameters: list[str] = []
         self.initramfs = ""
+        self.root_image: RootImage | None = None
 
     def boot(self) -> tuple[str, str, str]:
         """Kernel, initramfs and command line."""
@@ -123,6 +125,7 @@ def start_machine(
         user_network=not taps and request.has_user_network(),
         images=[request.image] if request.image else [],
         disks=disks,
+        root_image=choice.root_image,
         parameters=choice.parameters,
         boot=None if template else choice.boot(),
         memory_file=template.memory_file if template else "",

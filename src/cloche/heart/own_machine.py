@@ -10,6 +10,7 @@ from cloche.base.errors import ConfigError
 from cloche.guest.agent_binary import require_agent
 from cloche.guest.build import guest_of_kernel
 from cloche.model.oci_vm import VM, Kernel, read_vm
+from cloche.vmm.argv import RootImage
 from cloche.vmm.shape import MIB
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from cloche.heart.machine import Choice
     from cloche.model.config import Settings
 
-COLD = "VM: cold boot: $.vm names parameters or an initrd, which are no part of a template"
+COLD = "VM: cold boot: $.vm names parameters, an initrd or an image: no part of a template"
 
 
 def apply(choice: Choice, request: Request) -> None:
@@ -38,7 +39,10 @@ def apply(choice: Choice, request: Request) -> None:
             choice.initramfs = _with_initrd(vm.kernel, choice.guest, request.directory)
     if vm.hw_config is not None and vm.hw_config.vcpus is not None:
         choice.shape.cpus = vm.hw_config.vcpus
-    if choice.parameters or choice.words or choice.initramfs:
+    if vm.image is not None:
+        path = _there("image.path", vm.image.path)
+        choice.root_image = RootImage(path, vm.image.driver, request.glance.root_readonly)
+    if choice.parameters or choice.words or choice.initramfs or choice.root_image:
         choice.cold = COLD
     _resize(choice, vm)
 

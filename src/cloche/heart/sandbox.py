@@ -157,6 +157,8 @@ class Sandbox:
         """From a guest that was greeted to a container that waits for `start`."""
         if self.request.image:
             steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
+        if container.has_root_image:
+            await self._in_time(*steps, self.loop.start(container.mount_root_image()))
         await self.parent.hooks_done()
         self.request.timings.mark("hooks done")
         network = self._network(container)
@@ -285,6 +287,7 @@ class Sandbox:
         self.loop.call_later(KILL_TIMEOUT_S, self.vm.kill)
 
     async def _shut_down(self, container: Container) -> None:
+        await container.close_root_image()
         self.vm.kill()
         container.state.fields["status"] = STOPPED
         if self.control is not None:

@@ -11,6 +11,8 @@ from cloche.base.errors import ConfigError
 from cloche.model.oci_linux import U32, U64
 from cloche.model.problems import quoted, refuse
 
+# config-vm.md's formats, and QEMU's drivers for them.
+IMAGE_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vdi": "vdi", "vmdk": "vmdk", "vhd": "vpc"}
 _SMALLEST = 128 << 20
 _MOST_CPUS = 255
 
@@ -33,10 +35,15 @@ class Kernel(Struct, frozen=True):
 
 
 class Image(Struct, frozen=True):
-    """A root file system for the VM itself."""
+    """The container's root, in place of a folder: a file system in an image."""
 
     path: str
     format: str
+
+    @property
+    def driver(self) -> str:
+        """What QEMU calls the format."""
+        return IMAGE_DRIVERS[self.format]
 
 
 class IOMem(Struct, frozen=True):
@@ -87,11 +94,10 @@ def check_vm(vm: VM) -> None:
         if vm.kernel.initrd:
             _check_absolute("kernel.initrd", vm.kernel.initrd)
     if vm.image is not None:
-        refuse(
-            "$.vm.image",
-            "the VM's own root is the initramfs of cloche's agent",
-            "a container's root belongs into root.path, a disk into linux.devices",
-        )
+        _check_absolute("image.path", vm.image.path)
+        if vm.image.format not in IMAGE_DRIVERS:
+            known = ", ".join(IMAGE_DRIVERS)
+            refuse("$.vm.image.format", f"expected {known}, got {quoted(vm.image.format)}")
     if vm.hw_config is not None:
         _check_hardware(vm.hw_config)
 

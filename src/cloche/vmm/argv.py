@@ -13,12 +13,22 @@ AGENT_PORT = "cloche.agent"
 # container's memory has room for; a full cache only means that code is translated anew.
 TRANSLATION_CACHE = 128
 SHARE_TAG = "cloche"
+ROOT_SERIAL = "cloche-root"
 # Template and clones carry these; the agent tells the slots apart by them, then sets the real ones.
 MAC_PREFIX = "52:54:00:c1:0c:"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+class RootImage:
+    """A disk with a container's root: the file *path*, read by QEMU's *driver* for its format."""
+
+    def __init__(self, path: str, driver: str, read_only: bool) -> None:
+        self.path = path
+        self.driver = driver
+        self.read_only = read_only
 
 
 class Machine:
@@ -28,7 +38,7 @@ class Machine:
     else copy-on-write (a clone); with no file the memory is anonymous (a cold boot). *reserve*
     has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
     kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
-    read; they come behind the slots, so only a VM that boots can have them.
+    read; they and the *root_image* come behind the slots, so only a VM that boots can have them.
     *parameters* are the user's own.
     """
 
@@ -56,6 +66,7 @@ class Machine:
         user_network: bool = False,
         images: Sequence[str] = (),
         disks: Sequence[tuple[int, bool]] = (),
+        root_image: RootImage | None = None,
         parameters: Sequence[str] = (),
     ) -> None:
         self.qemu = qemu
@@ -79,6 +90,7 @@ class Machine:
         self.user_network = user_network
         self.images = images
         self.disks = disks
+        self.root_image = root_image
         self.parameters = parameters
 
 
@@ -117,6 +129,7 @@ def qemu_argv(vm: Machine) -> list[str]:
         *_nics(vm, bus),
         *_disks(vm, bus),
         *_host_disks(vm, bus),
+        *_root_disk(vm.root_image, bus),
         *vm.parameters,
     ]
 
@@ -220,6 +233,15 @@ def _host_disks(vm: Machine, bus: str) -> list[str]:
         argv += ["-add-fd", f"fd={fd},set={slot}", "-blockdev", backend]
         argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial={disk_serial(index)}"]
     return argv
+
+
+def _root_disk(image: RootImage | None, bus: str) -> list[str]:
+    if image is None:
+        return []
+    node = f"node-name=root,read-only={'on' if image.read_only else 'off'}"
+    backend = f"driver={image.driver},{node},file.driver=file,file.filename={quote(image.path)}"
+    device = f"virtio-blk-{bus},drive=root,serial={ROOT_SERIAL}"
+    return ["-blockdev", backend, "-device", device]
 
 
 def kernel_cmdline(*, machine: str, accel: str, tsc_khz: int) -> str:

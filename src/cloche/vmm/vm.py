@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from cloche.vmm.argv import RootImage
     from cloche.vmm.shape import Shape
 
 CONSOLE_KEPT = 16384
@@ -64,6 +65,7 @@ class Vm:
         user_network: bool = False,
         images: Sequence[str] = (),
         disks: Sequence[tuple[int, bool]] = (),
+        root_image: RootImage | None = None,
         parameters: Sequence[str] = (),
         boot: tuple[str, str, str] | None = None,
         memory_file: str = "",
@@ -103,6 +105,7 @@ class Vm:
                     (FIRST_TAP_FD + len(taps) + index, read_only)
                     for index, (_, read_only) in enumerate(disks)
                 ],
+                root_image=root_image,
                 parameters=parameters,
             )
         )

@@ -16,6 +16,8 @@ _STATUS = {
     *("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"),
     *("Seccomp", "Seccomp_filters", "SigBlk", "SigIgn", "SigCgt"),
 }
+_OF_THE_C_LIBRARY = 3 << 31
+"""Signals 32 and 33: make(1) has what it starts ignore them, and runc hands that on."""
 _UNLIMITED_V1 = 1 << 60
 """cgroup v1 has no word for "no limit": the largest multiple of a page, which is above this."""
 
@@ -43,6 +45,8 @@ def _words(lines: list[str]) -> Iterator[tuple[str, str]]:
 def _status(lines: list[str]) -> Iterator[tuple[str, str]]:
     for line in lines:
         name, _, value = line.partition(":")
+        if name == "SigIgn":
+            value = f"{int(value, 16) & ~_OF_THE_C_LIBRARY:016x}"
         if name in _STATUS:
             yield name, " ".join(value.split())
 
