@@ -48,9 +48,11 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_IDMAP = 0x100000
 # The same on every architecture (asm-generic/unistd.h); glibc 2.36 is the first to name them.
 _OPEN_TREE, _MOVE_MOUNT, _MOUNT_SETATTR = 428, 429, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -156,6 +158,23 @@ def open_tree(path: str, *, recursive: bool) -> int:
     return _check(_libc.syscall(_OPEN_TREE, AT_FDCWD, path_bytes, ctypes.c_uint(flags)), path)
 
 
+def new_tmpfs(source: str, options: dict[str, str], attributes: int) -> int:
+    """A detached mount of a new tmpfs (fsopen, fsconfig, fsmount); *attributes*: MOUNT_ATTR_*.
+
+    OSError on failure.
+    """
+    set_string, create, cloexec = 1, 6, ctypes.c_uint(1)
+    context = _check(_libc.syscall(_FSOPEN, b"tmpfs", cloexec), "fsopen")
+    try:
+        for key, value in {"source": source, **options}.items():
+            setting = (context, set_string, key.encode(), value.encode(), 0)
+            _check(_libc.syscall(_FSCONFIG, *setting), f"fsconfig {key}")
+        _check(_libc.syscall(_FSCONFIG, context, create, None, None, 0), "fsconfig")
+        return _check(_libc.syscall(_FSMOUNT, context, cloexec, attributes), "fsmount")
+    finally:
+        os.close(context)
+
+
 def map_ids(tree: int, user_namespace: int, *, recursive: bool) -> None:
     """Map the owners of a detached mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
@@ -165,9 +184,13 @@ def map_ids(tree: int, user_namespace: int, *, recursive: bool) -> None:
     _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, attributes, size), "mount_setattr")
 
 
-def move_mount(tree: int, target: str) -> None:
-    """Attach a detached mount at *target* (move_mount(2)); OSError names it."""
-    arguments = (tree, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH)
+def move_mount(tree: int, target: str, folder: int = AT_FDCWD) -> None:
+    """Attach a detached mount at *target*, or at *folder* itself where that is empty.
+
+    move_mount(2), links not followed at the end; OSError names *target*.
+    """
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    arguments = (tree, b"", folder, os.fsencode(target), ctypes.c_uint(flags))
     _check(_libc.syscall(_MOVE_MOUNT, *arguments), target)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cloche.base import fastjson
 from cloche.base.errors import ClocheError
 from cloche.base.files import short_path
-from cloche.base.loop import READ, Future
+from cloche.base.loop import READ, WRITE, Future
 from cloche.heart.operations import OPERATIONS
 
 if TYPE_CHECKING:
@@ -65,27 +65,46 @@ class Connection:
         self._server = server
         self._socket = connection
         self._buffer = b""
+        self._unsent = b""
         self._fds: list[int] = []
         self._started = False
         connection.setblocking(False)
-        self.sandbox.loop.watch(connection.fileno(), READ, self._on_readable)
+        self.sandbox.loop.watch(connection.fileno(), READ, self._on_ready)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Answer; a client that is gone is not an error."""
-        with contextlib.suppress(OSError):
-            self._socket.sendall(fastjson.dumps(message).encode() + b"\n")
+        """Answer, as fast as the client reads; one that is gone is not an error."""
+        if not self.is_closed:
+            self._unsent += fastjson.dumps(message).encode() + b"\n"
+            self._send_more()
+
+    def _send_more(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        events = READ | (WRITE if self._unsent else 0)
+        self.sandbox.loop.watch(self._socket.fileno(), events, self._on_ready)
 
     def notify(self, message: dict[str, Any]) -> None:
         """Tell a watcher; one that does not read is not told any more."""
         line = fastjson.dumps(message).encode() + b"\n"
         try:
-            told = self._socket.send(line)
+            told = 0 if self._unsent else self._socket.send(line)
         except OSError:
             told = 0
         if told < len(line):
             self.close()
 
-    def _on_readable(self, _: int) -> None:
+    def _on_ready(self, events: int) -> None:
+        if events & WRITE:
+            self._send_more()
+        if events & ~WRITE:
+            self._on_readable()
+
+    def _on_readable(self) -> None:
         try:
             data, ancillary, _flags, _address = self._socket.recvmsg(
                 65536, socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC

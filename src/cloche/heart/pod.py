@@ -214,16 +214,30 @@ def _show(loop: Loop, request: Request, config: Config, answer: dict[str, Any]) 
     view = View(_root(request, config), os.path.join(request.directory, "view"))
 
     def processes() -> Future:
-        told = Future()
-        try:
-            told.set(ask(State(request.root, request.id, {}), "ps"))
-        except ClocheError as error:
-            told.fail(error)
-        return told
+        return _ask_later(loop, request, "ps")
 
     boot = guest_boot(int(answer["boot_ns"]), int(answer["at_ms"]) / 1000)
     folder = os.path.join(request.directory, "share")
     furnish(view, config, folder, lambda folder: ProcView(loop, folder, processes, boot))
+
+
+def _ask_later(loop: Loop, request: Request, op: str) -> Future:
+    """As client.ask, while the loop goes on: a guest need not answer."""
+    told = Future()
+    try:
+        client = Client(State(request.root, request.id, {}))
+        client.tell(op, id=request.id)
+    except (ClocheError, OSError) as error:
+        told.fail(error)
+        return told
+
+    def answered(_: int) -> None:
+        loop.unwatch(client.fileno())
+        answer = client.receive() or {}
+        told.set(answer.get("ok", []))
+
+    loop.watch(client.fileno(), READ, answered)
+    return told
 
 
 def _until_exit(loop: Loop, client: Client) -> int:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
 from cloche.base.loop import READ
+from cloche.base.quick import suppress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 # A guest that does not answer must not hold up whoever looks.
 TIMEOUT_S = 3.0
 TICKS_PER_SECOND = 100  # USER_HZ, for every program
-SIZE = "4m"
+SIZE = "16m"  # more than the files of as many processes as a guest's answer has room for
+NOSUID, NODEV, NOEXEC = 2, 4, 8  # MOUNT_ATTR_*
 _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
 _RESPONSE = struct.Struct("=iI")
 _ALLOW = 1
+# What a hostile guest's answer may lead to: it is not shown, and nobody falls over it.
+_ODD = (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 class ProcView:
@@ -47,23 +51,24 @@ class ProcView:
         self._processes = processes
         self._boot = boot
         self._shown: set[str] = set()
-        flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-        path = f"/proc/self/fd/{folder}"
-        syscalls.mount("cloche-proc", path, "tmpfs", flags, f"mode=555,size={SIZE}")
-        # Two mounts of it: we write through the one below, which nobody waits on.
-        self._files = f"/proc/self/fd/{_reopened(folder)}"
+        outside = syscalls.new_tmpfs(
+            "cloche-proc", {"mode": "555", "size": SIZE}, NOSUID | NODEV | NOEXEC
+        )
+        # No name is looked up here: the guest may be putting other files there at this moment.
+        syscalls.move_mount(outside, "", folder)
+        # Two mounts of it: we write through the one that is nowhere, which nobody waits on.
+        path = f"/proc/self/fd/{outside}"
+        self._files = f"/proc/self/fd/{syscalls.open_tree(path, recursive=False)}"
         self._write("stat", f"btime {_host_boot()}\n")
-        syscalls.mount(self._files, path, flags=syscalls.MS_BIND)
-        outside = _reopened(folder)
         self._inode = os.fstat(outside).st_ino
-        self._queue = syscalls.fanotify_opens(f"/proc/self/fd/{outside}")
+        self._queue = syscalls.fanotify_opens(path)
         os.close(outside)
         loop.watch(self._queue, READ, self._on_readable)
 
     def _on_readable(self, _: int) -> None:
         try:
             data = os.read(self._queue, 4096)
-        except BlockingIOError:
+        except OSError:  # nothing there, or an open that the kernel itself has refused
             return
         waiting = []
         while len(data) >= _EVENT.size:
@@ -83,6 +88,8 @@ class ProcView:
             timer.cancel()
             try:
                 self._show([] if future.error else future.value)
+            except _ODD:
+                pass
             finally:
                 self._allow(waiting)
 
@@ -91,7 +98,8 @@ class ProcView:
     def _allow(self, fds: list[int]) -> None:
         while fds:
             fd = fds.pop()
-            os.write(self._queue, _RESPONSE.pack(fd, _ALLOW))
+            with suppress(OSError):  # who waited was killed meanwhile
+                os.write(self._queue, _RESPONSE.pack(fd, _ALLOW))
             os.close(fd)
 
     def _show(self, processes: list[dict[str, Any]]) -> None:
@@ -130,14 +138,6 @@ class ProcView:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
-
-
-def _reopened(folder: int) -> int:
-    """What is mounted on *folder* by now: an opened folder stays below its mounts."""
-    # ".." of it is above, and the way back down goes through what is mounted.
-    name = os.path.basename(os.readlink(f"/proc/self/fd/{folder}"))
-    path = f"/proc/self/fd/{folder}/../{name}"
-    return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _host_boot() -> int:
