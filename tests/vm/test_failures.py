@@ -72,6 +72,22 @@ def test_no_guest(cloche: Runtime, bundle: Bundle, folder: Path) -> None:
     assert "run `cloche setup`" in message
 
 
+def test_an_agent_that_is_named_and_not_there(cloche: Runtime, bundle: Bundle) -> None:
+    cloche.env["CLOCHE_AGENT"] = "/does/not/exist"
+    assert "cloche-agent: not found at /does/not/exist" in failure(cloche, bundle)
+
+
+def test_a_kernel_that_is_named_and_not_in_the_guest(
+    cloche: Runtime, guest: Guest, bundle: Bundle
+) -> None:
+    cloche.env["CLOCHE_KERNEL"] = "/does/not/exist"
+    message = failure(cloche, bundle)
+    assert "guest: the configuration names the kernel /does/not/exist, the guest has" in message
+    assert "run `cloche setup`" in message
+    cloche.env["CLOCHE_KERNEL"] = str(guest.manifest["kernel_directory"])
+    assert cloche.run(bundle.sh("echo ran")).output == "ran"
+
+
 def test_no_qemu(cloche: Runtime, bundle: Bundle) -> None:
     cloche.env["CLOCHE_QEMU"] = "/does/not/exist"
     message = failure(cloche, bundle)

@@ -27,6 +27,7 @@ from cloche.guest.guest import (
     guests_root,
     is_current,
     load_guest,
+    other_than_configured,
     recorded_key,
 )
 from cloche.guest.initramfs import build_initramfs
@@ -180,7 +181,7 @@ def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | No
     if changed := changed_source(guest, agent):
         return f"{changed} has changed"
     if configured is not None:
-        return _differs_from_configured(guest, configured)
+        return other_than_configured(guest, str(configured))
     origin = guest.manifest["kernel"]
     built = built_kernel(Path(guest.directory).parents[1])
     if built is not None and built.origin != origin:
@@ -188,14 +189,6 @@ def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | No
     if is_built(origin):
         return newer_source(origin) if built else "the own kernel has been removed"
     return _newer_kernel(origin)
-
-
-def _differs_from_configured(guest: Guest, configured: Path) -> str | None:
-    origin = guest.manifest["kernel"]
-    used = origin["image"]["path"] if "image" in origin else guest.manifest["kernel_directory"]
-    if used == str(configured):
-        return None
-    return f"the configuration names the kernel {configured}, the guest has {origin['source']}"
 
 
 def _newer_kernel(origin: dict[str, Any]) -> str | None:

@@ -136,6 +136,16 @@ def changed_source(guest: Guest, agent: str | None) -> str | None:
     return None
 
 
+def other_than_configured(guest: Guest, configured: str) -> str | None:
+    """What is wrong where *guest* has another kernel than the *configured* path; else None."""
+    origin = guest.manifest["kernel"]
+    # An image, or a folder of those below <data root>/kernels, where an image is unpacked too.
+    used = {guest.manifest["kernel_directory"], (origin.get("image") or {}).get("path")}
+    if os.path.normpath(configured) in used:
+        return None
+    return f"the configuration names the kernel {configured}, the guest has {origin['source']}"
+
+
 def _differs(recorded: dict[str, Any], path: str) -> bool:
     try:
         now = fingerprint(path)

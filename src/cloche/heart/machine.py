@@ -6,8 +6,8 @@ import os
 
 from cloche.base.errors import BootError, ClocheError, ConfigError, LaunchError
 from cloche.base.loop import Loop
-from cloche.guest.agent_binary import find_agent
-from cloche.guest.guest import guest_for, is_current
+from cloche.guest.agent_binary import find_agent, require_agent
+from cloche.guest.guest import guest_for, is_current, other_than_configured
 from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
@@ -31,13 +31,19 @@ COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a temp
 
 
 def find_guest(settings: Settings) -> Guest:
-    """The guest that VMs boot; built anew when the agent has changed since `cloche setup`."""
-    agent = find_agent()
+    """The guest that VMs boot; built anew when the agent has changed since `cloche setup`.
+
+    ClocheError where there is none, or where kernel or agent are not those asked for by name.
+    """
+    # An agent that nobody named may be gone: the guest has its own copy.
+    agent = require_agent() if os.environ.get("CLOCHE_AGENT") else find_agent()
     guest = guest_for(settings.data_root, agent)
     if guest is None:
         raise ClocheError(
             f"guest: no kernel and initramfs in {settings.data_root}", hint="run `cloche setup`"
         )
+    if settings.kernel and (wrong := other_than_configured(guest, settings.kernel)):
+        raise ClocheError(f"guest: {wrong}", hint="run `cloche setup`")
     if agent is None or is_current(guest, agent):
         return guest
     from pathlib import Path
