@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cloche.base.errors import ClocheError
+from cloche.heart.client import Client
+from cloche.model.state import State
 from engine.dockerd import wait_until
 
 from . import host
@@ -254,3 +257,31 @@ def test_the_share_is_not_the_guests_to_arrange(
     member.end()
     assert (victim / "precious").read_text() == "kept"
     assert cloche.run(joining(new_bundle().sh("echo well"), first, "network")).output == "well"
+
+
+def test_a_refused_join_leaves_no_descriptors(
+    cloche: Runtime, first: Container, tmp_path: Path
+) -> None:
+    """What was handed over with a request is given back, however early that fails."""
+    held = Path(f"/proc/{first.pid}/fd")
+    before = len(list(held.iterdir()))
+    fields = {"pid": os.getpid(), "joins": {}, "console_socket": "", "foreground": False}
+    client = Client(State(str(cloche.root), first.id, {}))
+    with pytest.raises(ClocheError):
+        client.request("join", [0, 1, 2], **fields, bundle=str(tmp_path / "nosuch"), sources={})
+    del client
+    first.sh("true")
+    wait_until(lambda: len(list(held.iterdir())) == before, "as many descriptors as before")
+
+
+def test_what_bounds_the_vm_as_a_whole(
+    cloche: Runtime, new_bundle: Callable[[], Bundle], first: Container
+) -> None:
+    """It is the first container's to ask for, and nothing is dropped in silence."""
+    bundle = joining(new_bundle().sh("true"), first, "network")
+    bundle.linux["resources"] = {"cpu": {"cpus": "0"}}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert f"$.linux.resources.cpu.cpus: the VM is that of container {first.id}" in message
+    member = cloche.start(joining(new_bundle().sh(MAIN), first, "network"))
+    message = cloche.fails("update", "--cpuset-cpus", "0", member.id)
+    assert f"$.cpu.cpus: the VM is that of container {first.id}" in message

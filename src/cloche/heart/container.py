@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cloche.heart.launch import Request
     from cloche.heart.sandbox import Sandbox
     from cloche.host.view import View
+    from cloche.model.host_cgroup import HostSetting
     from cloche.model.oci_linux import Resources
     from cloche.model.plan_mounts import Sources
 
@@ -117,7 +118,11 @@ class Container:
 
         Returns warnings; errors as of host.cgroup.apply.
         """
-        return apply(self.host_cgroup, host_settings(self.resources), RESOURCES)
+        return self.bound(host_settings(self.resources), RESOURCES)
+
+    def bound(self, settings: list[HostSetting], root: str) -> list[str]:
+        """As bound_vm, of *settings* of resources at JSON path *root*."""
+        return apply(self.host_cgroup, settings, root)
 
     @staticmethod
     def explained(error: AgentError, resources: Resources, path: str) -> GuestError:

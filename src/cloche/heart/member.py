@@ -27,6 +27,7 @@ from cloche.wire.messages import AgentError
 if TYPE_CHECKING:
     from cloche.heart.control import Connection
     from cloche.heart.sandbox import Sandbox
+    from cloche.model.host_cgroup import HostSetting
 
 STDIO = 3
 SIGKILL = 9
@@ -52,6 +53,7 @@ class Member(Container):
         try:
             self.prepare()
             self._refuse_what_the_vm_lacks()
+            self.sandbox.warnings += self.bound_vm()
             self._join()
             reply = await self._created()
         except BaseException:
@@ -94,6 +96,16 @@ class Member(Container):
     def size(self) -> tuple[int, int]:
         """Rows and columns of its terminal; 0, 0 without one."""
         return self.init.size
+
+    def bound(self, settings: list[HostSetting], root: str) -> list[str]:
+        """ConfigError for what could only bound the VM; returns warnings."""
+        owner, warnings = self.sandbox.request.id, []
+        for setting in settings:
+            why = f"{root}.{setting.field}: the VM is that of container {owner}"
+            if not setting.otherwise:
+                raise ConfigError(why, hint=f"container {owner} can be given it, for all in its VM")
+            warnings.append(f"{why}: {setting.otherwise}")
+        return warnings
 
     def _find_sources(self) -> Sources:
         return self._told
@@ -156,7 +168,22 @@ class Member(Container):
 
 async def join(connection: Connection, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Create another container in this VM; its exit is told on the connection later."""
-    sandbox = connection.sandbox
+    try:
+        member = await _admitted(connection.sandbox, message)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    warnings = await member.bring_up(fds)
+    connection.process = member
+    if connection.is_closed:
+        member.signal(SIGKILL)  # whoever was to stand for it has ended meanwhile
+    boot_ns, at = connection.sandbox.greeted()
+    return {"warnings": warnings, "boot_ns": boot_ns, "at_ms": int(at * 1000)}
+
+
+async def _admitted(sandbox: Sandbox, message: dict[str, Any]) -> Member:
+    """What is to be created; ConfigError or StateError when it cannot be."""
     earlier = sandbox.containers.get(str(message["id"]))
     if isinstance(earlier, Member):
         await earlier.exited  # it was deleted, and its process has not quite gone
@@ -170,10 +197,4 @@ async def join(connection: Connection, message: dict[str, Any], fds: list[int]) 
         console_socket=str(message["console_socket"]),
         foreground=bool(message["foreground"]),
     )
-    member = Member(sandbox, request, message)
-    warnings = await member.bring_up(fds)
-    connection.process = member
-    if connection.is_closed:
-        member.signal(SIGKILL)  # whoever was to stand for it has ended meanwhile
-    boot_ns, at = sandbox.greeted()
-    return {"warnings": warnings, "boot_ns": boot_ns, "at_ms": int(at * 1000)}
+    return Member(sandbox, request, message)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import GuestError, StateError
-from cloche.host.cgroup import apply
 from cloche.host.usage import vm_usage
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.host_cgroup import host_settings
@@ -42,7 +41,7 @@ async def update(container: Container, wanted: Resources) -> list[str]:
         why = exceeds_limit(after, values, used)
         if why:
             raise StateError(why)
-    warnings = apply(container.host_cgroup, bounds, "$")
+    warnings = container.bound(bounds, "$")
     if values:
         try:
             await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
