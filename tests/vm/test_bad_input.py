@@ -287,3 +287,16 @@ def test_a_damaged_state_file(request: pytest.FixtureRequest, stage: str, text: 
     assert "damaged state file" in cloche("list", "--quiet").stderr
     cloche("delete", "--force", container.id)
     assert cloche.leftovers() == []
+
+
+@pytest.mark.parametrize(("verb", "terminal"), [("create", False), ("run", True)])
+def test_a_console_socket_that_nothing_would_use(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, verb: str, terminal: bool
+) -> None:
+    bundle.process["terminal"] = terminal
+    arguments = (verb, "--console-socket", "/does/not/exist", "--bundle", bundle.save())
+    words = "cannot use console socket if {} will not detach or allocate tty"
+    assert words.format("cloche") in cloche.fails(*arguments, cloche.new_id())
+    runc(*arguments, runc.new_id(), code=1)
+    assert words.format("runc") in runc.messages("error")[-1]
+    assert cloche.leftovers() == []

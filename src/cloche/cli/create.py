@@ -73,8 +73,7 @@ def run(context: Context, args: list[str]) -> int:
     """`cloche run`; in the foreground the exit status is the container's."""
     flags, container_id = RUN.one_id(args)
     detach = flags.on("detach")
-    foreground = not detach and not flags.text("console-socket")
-    request = _request(context, flags, container_id, foreground=foreground, at_once=True)
+    request = _request(context, flags, container_id, foreground=not detach, at_once=True)
     if detach:
         start_now(context, request, pid_file=flags.text("pid-file"))
         return 0

@@ -62,15 +62,7 @@ class Container:
         """Parse config.json, bind what it shares, compile the plan. Raises ConfigError."""
         self.config = load_config(self.request.glance.path)
         self.resources = self.config.linux.resources
-        if self.config.process.terminal and not (
-            self.request.console_socket or self.request.foreground
-        ):
-            raise ConfigError(
-                "cannot allocate tty if runc will detach without setting console socket".replace(
-                    "runc", "cloche"
-                ),
-                hint="pass --console-socket, or set process.terminal to false",
-            )
+        self._check_console()
         self.sources = self._find_sources()
         rootfs = self._share_rootfs()
         self._share_binds()
@@ -247,6 +239,19 @@ class Container:
         if users is not None:
             users["network"] = network
         return users is not None
+
+    def _check_console(self) -> None:
+        request, terminal = self.request, self.config.process.terminal
+        if terminal and not (request.console_socket or request.foreground):
+            raise ConfigError(
+                "cannot allocate tty if cloche will detach without setting console socket",
+                hint="pass --console-socket, or set process.terminal to false",
+            )
+        if request.console_socket and (request.foreground or not terminal):
+            raise ConfigError(
+                "cannot use console socket if cloche will not detach or allocate tty",
+                hint="leave --console-socket out, or set process.terminal to true",
+            )
 
     def create(self) -> Future:
         """Ask the guest to create it."""
