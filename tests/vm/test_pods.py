@@ -285,3 +285,18 @@ def test_what_bounds_the_vm_as_a_whole(
     member = cloche.start(joining(new_bundle().sh(MAIN), first, "network"))
     message = cloche.fails("update", "--cpuset-cpus", "0", member.id)
     assert f"$.cpu.cpus: the VM is that of container {first.id}" in message
+
+
+@pytest.mark.parametrize("count", [246, 247])
+def test_as_many_binds_as_can_be_handed_over(
+    cloche: Runtime, bundle: Bundle, first: Container, tmp_path: Path, count: int
+) -> None:
+    """More are refused by name."""
+    joining(bundle.sh("ls /m | wc -l"), first, "network")
+    for index in range(count):
+        bundle.mount(f"/m/{index}", "bind", tmp_path, "rbind")
+    if count == 246:
+        assert cloche.run(bundle).output == "246"
+    else:
+        message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+        assert "$.mounts: 247 folders or files of the host are more than the 246" in message

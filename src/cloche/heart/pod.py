@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SIGWINCH = 28
 STATUS_VM_DIED = 137
+# Beside root and stdio: one message takes 250 descriptors (control.MAX_FDS).
+MOST_BINDS = 246
 
 
 def stand_in_for(request: Request) -> Callable[[Request, int], int] | None:
@@ -144,6 +146,12 @@ def _trees(request: Request, config: Config, sources: Sources) -> list[int]:
 
     They are made in a share of our own, which the host does not see, and which ends with us.
     """
+    if len(sources.binds) > MOST_BINDS:
+        raise ConfigError(
+            f"$.mounts: {len(sources.binds)} folders or files of the host are more than the "
+            f"{MOST_BINDS} that can be handed over to the VM of another container",
+            hint="one bind of a folder above them takes the place of many",
+        )
     share = Share(os.path.join(request.directory, "share"))
     share.enter()
     share.bind(_root(request, config), "root")
