@@ -62,6 +62,15 @@ def test_resources_from_stdin_and_file(limited: Container) -> None:
     assert values(limited, "pids.max", "memory.high") == ["30", "49999872"]
 
 
+def test_what_is_refused_half_way_is_taken_back(limited: Container) -> None:
+    resources = {"cpu": {"quota": 50_000}, "unified": {"memory.nosuch": "1"}}
+    data = json.dumps(resources).encode()
+    said = limited.runtime("update", "--resources", "-", limited.id, data=data, code=None)
+    assert said.code == 1
+    assert "memory.nosuch" in said.stderr + " ".join(limited.runtime.messages("error"))
+    assert values(limited, "cpu.max") == ["150000 100000"]
+
+
 def test_a_lower_quota_than_the_burst_that_was(limited: Container) -> None:
     limited.runtime("update", "--cpu-burst", "100000", limited.id)
     limited.runtime("update", "--cpu-burst", "2000", "--cpu-quota", "5000", limited.id)

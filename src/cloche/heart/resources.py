@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import GuestError, StateError
@@ -46,9 +47,20 @@ async def update(container: Container, wanted: Resources) -> list[str]:
         try:
             await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
         except AgentError as error:
+            await _take_back(container, after, before)
             raise container.explained(error, after, "$") from None
     container.resources = after
     return resource_warnings(wanted, "$") + warnings
+
+
+async def _take_back(container: Container, after: Resources, before: Resources) -> None:
+    """Undo what was written of *after*, for what *before* has a value to go back to."""
+    new = host_settings(after)
+    container.bound([setting for setting in host_settings(before) if setting not in new], "$")
+    if values := changes(after, before):
+        with contextlib.suppress(AgentError):
+            write = {"id": container.id, "values": values}
+            await container.sandbox.agent.call("cgroup_write", write)
 
 
 async def stats(container: Container) -> dict[str, Any]:
