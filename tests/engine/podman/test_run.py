@@ -77,9 +77,11 @@ def test_limits(podman: Podman) -> None:
     assert printed.splitlines() == [str(300 << 20), "100000 100000", "50", "1", "99"]
 
 
-def test_default_rlimits_need_no_privilege(podman: Podman) -> None:
-    """podman asks for more open files than this host may give; they are the guest's."""
-    assert int(podman.run(IMAGE, "sh", "-c", "ulimit -Hn").output) >= 1 << 20
+def test_limits_need_no_privilege(podman: Podman) -> None:
+    """More open files than this host may give can be had; they are the guest's."""
+    # By default podman asks for as many as well, but not wherever it runs.
+    words = ("--ulimit", "nofile=1048576:1048576", IMAGE, "sh", "-c", "ulimit -Hn; ulimit -n")
+    assert podman.run(*words).output.split() == ["1048576", "1048576"]
 
 
 def test_out_of_memory(podman: Podman) -> None:
