@@ -88,6 +88,15 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture
+def data(folder: Path) -> Path:
+    """A folder on the host, to be mounted."""
+    data = folder / "data"
+    (data / "sub").mkdir(parents=True)
+    (data / "file").write_text("from the host\n")
+    return data
+
+
+@pytest.fixture
 def new_bundle(folder: Path, busybox_root: Path) -> Callable[[], Bundle]:
     """Makes bundles."""
 

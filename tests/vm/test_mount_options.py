@@ -23,15 +23,6 @@ UNKNOWN_TO_RUNC = {"defaults", "ratime", "rnostrictatime"}
 
 
 @pytest.fixture
-def data(folder: Path) -> Path:
-    """A folder on the host, to be mounted."""
-    data = folder / "data"
-    (data / "sub").mkdir(parents=True)
-    (data / "file").write_text("from the host\n")
-    return data
-
-
-@pytest.fixture
 def nested(data: Path) -> Iterator[Path]:
     """That folder, with a mount of the host's below it."""
     inner = data / "inner"

@@ -13,15 +13,6 @@ from .runtime import Runtime
 from .test_process import same_under_runc
 
 
-@pytest.fixture
-def data(folder: Path) -> Path:
-    """A folder on the host, to be mounted."""
-    data = folder / "data"
-    (data / "sub").mkdir(parents=True)
-    (data / "file").write_text("from the host\n")
-    return data
-
-
 @pytest.mark.parametrize("cloche", ["restored", "cold", "q35"], indirect=True)
 def test_a_folder_is_shared_in_both_directions(cloche: Runtime, bundle: Bundle, data: Path) -> None:
     bundle.mount("/mnt/data", "bind", data, "rbind", "rw")

@@ -12,14 +12,15 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.errors import ConfigError
 from cloche.base.files import write_atomically
+from cloche.engine.commands import explained, install_parser, uninstall_parser
 from cloche.engine.dockerd import Daemon, Runtimes, find_dockerd
 from cloche.engine.program import NAME, check_program, this_program
 
@@ -154,12 +155,11 @@ def _table(path: Path, parent: Config, key: str) -> Config:
 def _read(path: Path) -> Config:
     """The file as an object; a file that is missing or empty is an empty object."""
     hint = "correct the file; it was left as it is"
+    text = ""
     try:
-        with _explained(path, "read"):
+        with explained(path, "read"), suppress(FileNotFoundError):
             text = path.read_text(encoding="utf-8-sig")
         config = json.loads(text, object_pairs_hook=_unique) if text.strip() else {}
-    except FileNotFoundError:
-        return {}
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{path}: {where}: {error.msg}", hint=hint) from None
@@ -189,7 +189,7 @@ def _replace(path: Path, config: Config) -> Path | None:
             path.with_name(f"{stamp}{suffix}") for suffix in ("", *map("-{}".format, range(99)))
         )
         backup = next(name for name in free if not name.exists())
-        with _explained(backup, "write"):
+        with explained(backup, "write"):
             shutil.copy2(path, backup)
     _write(path, config)
     return backup
@@ -198,7 +198,7 @@ def _replace(path: Path, config: Config) -> Path | None:
 def _write(path: Path, config: Config) -> None:
     """Replace the file at once, with the indentation and the mode that it had."""
     target = path.resolve()  # a symbolic link stays one
-    with _explained(target, "write"):
+    with explained(target, "write"):
         target.parent.mkdir(parents=True, exist_ok=True)
         old = target.read_text(encoding="utf-8-sig") if target.exists() else ""
         mode = target.stat().st_mode & 0o7777 if target.exists() else 0o644
@@ -207,24 +207,9 @@ def _write(path: Path, config: Config) -> None:
         write_atomically(str(target), f"{text}\n".encode(), mode)
 
 
-@contextmanager
-def _explained(path: Path, step: str) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise ClocheError(f"{path}: cannot {step} it: {error.strerror}", hint=hint) from None
-
-
 def main_install(args: list[str]) -> int:
     """``cloche install docker``; 0, or a ClocheError for the caller to print."""
-    parser = _parser("install", "make cloche known to docker")
-    parser.add_argument(
-        "--default", action="store_true", help="use it where --runtime is not given"
-    )
-    parser.add_argument("--runtime", type=Path, help="the cloche command (default: this one)")
+    parser = _with_files(install_parser("docker"))
     chosen = parser.parse_args(args)
     runtime = chosen.runtime or this_program()
     print(install_docker(chosen.config, runtime, default=chosen.default))
@@ -234,13 +219,11 @@ def main_install(args: list[str]) -> int:
 
 def main_uninstall(args: list[str]) -> int:
     """``cloche uninstall docker``; 0, or a ClocheError for the caller to print."""
-    parser = _parser("uninstall", "take cloche out of docker's configuration again")
+    parser = _with_files(uninstall_parser("docker"))
     print(uninstall_docker(parser.parse_args(args).config))
     return 0
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"cloche {verb}", description=description)
-    parser.add_argument("engine", choices=["docker"], help="the engine to change")
+def _with_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, default=CONFIG, help=f"default: {CONFIG}")
     return parser

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.errors import ConfigError
 from cloche.base.files import write_atomically
+from cloche.engine.commands import explained, install_parser, uninstall_parser
 from cloche.engine.program import NAME, check_program, this_program
 
 DIRECTORY = Path("/etc/containers/containers.conf.d")
@@ -52,12 +53,9 @@ def install_podman(directory: Path, runtime: Path, *, default: bool) -> Report:
     overruled = _overruled(directory, runtime, default=is_default)
     if old is not None and path.read_text(encoding="utf-8") == text:
         return Report(path, "already as it should be", overruled)
-    try:
+    with explained(path, "write"):
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(str(path), text.encode(), 0o644)
-    except OSError as error:
-        hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise ClocheError(f"{path}: cannot write it: {error.strerror}", hint=hint) from None
     return Report(path, "written" if old is None else "changed", overruled)
 
 
@@ -66,11 +64,8 @@ def uninstall_podman(directory: Path) -> Report:
     path = directory / FILE
     if _read_own(path) is None:
         return Report(path, "not there: nothing to do", [])
-    try:
+    with explained(path, "remove"):
         path.unlink()
-    except OSError as error:
-        hint = "run it as root" if isinstance(error, PermissionError) else ""
-        raise ClocheError(f"{path}: cannot remove it: {error.strerror}", hint=hint) from None
     return Report(path, "removed", [])
 
 
@@ -116,11 +111,7 @@ def _overruled(directory: Path, runtime: Path, *, default: bool) -> list[str]:
 
 def main_install(args: list[str]) -> int:
     """``cloche install podman``; 0, or a ClocheError for the caller to print."""
-    parser = _parser("install", "make cloche known to podman")
-    parser.add_argument(
-        "--default", action="store_true", help="use it where --runtime is not given"
-    )
-    parser.add_argument("--runtime", type=Path, help="the cloche command (default: this one)")
+    parser = _with_files(install_parser("podman"))
     chosen = parser.parse_args(args)
     runtime = chosen.runtime or this_program()
     print(install_podman(chosen.config_dir, runtime, default=chosen.default))
@@ -130,13 +121,11 @@ def main_install(args: list[str]) -> int:
 
 def main_uninstall(args: list[str]) -> int:
     """``cloche uninstall podman``; 0, or a ClocheError for the caller to print."""
-    parser = _parser("uninstall", "take cloche out of podman's configuration again")
+    parser = _with_files(uninstall_parser("podman"))
     print(uninstall_podman(parser.parse_args(args).config_dir))
     return 0
 
 
-def _parser(verb: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"cloche {verb}", description=description)
-    parser.add_argument("engine", choices=["podman"], help="the engine to change")
+def _with_files(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("--config-dir", type=Path, default=DIRECTORY, help=f"default: {DIRECTORY}")
     return parser

@@ -130,7 +130,7 @@ class Container:
     @property
     def rootfs(self) -> str:
         """The root folder on the host."""
-        return os.path.normpath(os.path.join(self.request.bundle, self.config.root.path))
+        return rootfs_of(self.request, self.config)
 
     @property
     def has_root_image(self) -> bool:
@@ -209,14 +209,7 @@ class Container:
                 await self.sandbox.agent.call("mount", _mount("", IMAGE_ROOT, "", flags=flags))
 
     def _stdio(self) -> tuple[int, ...]:
-        if not (self.config.process.terminal and self.request.console_socket):
-            return own_copies()
-        size = self.config.process.console_size
-        rows_columns = (size.height, size.width) if size else (0, 0)
-        slave = open_console(self.request.console_socket, rows_columns)
-        for fd in own_copies():
-            os.close(fd)
-        return slave, os.dup(slave)
+        return stdio_of(self.request, self.config)
 
     def _terminal_size(self) -> tuple[int, int] | None:
         size = self.init.size
@@ -342,6 +335,23 @@ class Container:
         process = self.processes.pop(str(exec_id), None)
         if process is not None:
             process.on_exit(status)
+
+
+def rootfs_of(request: Request, config: Config) -> str:
+    """The root folder on the host of the container of *request*."""
+    return os.path.normpath(os.path.join(request.bundle, config.root.path))
+
+
+def stdio_of(request: Request, config: Config) -> tuple[int, ...]:
+    """Descriptors of its stdin, stdout and stderr: a terminal handed to the engine, or ours."""
+    if not (config.process.terminal and request.console_socket):
+        return own_copies()
+    size = config.process.console_size
+    rows_columns = (size.height, size.width) if size else (0, 0)
+    slave = open_console(request.console_socket, rows_columns)
+    for fd in own_copies():
+        os.close(fd)
+    return slave, os.dup(slave), os.dup(slave)
 
 
 def own_copies() -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from cloche.heart.launch import Request
 from cloche.heart.resources import memory_room
 from cloche.model.cgroup import RESOURCES
 from cloche.model.oci_linux import Resources
+from cloche.model.plan import NAMESPACE_FLAGS
 from cloche.model.plan_mounts import Sources
 from cloche.model.problems import refuse
 from cloche.model.state import CREATED
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 STDIO = 3
 SIGKILL = 9
-_CLONE = {"ipc": 0x08000000, "pid": 0x20000000, "uts": 0x04000000}
+_JOINED = ("ipc", "pid", "uts")  # in the guest; the network is the VM's
 
 
 class Member(Container):
@@ -142,9 +143,9 @@ class Member(Container):
 
     def _join(self) -> None:
         for name, container_id in self._joins.items():
-            if name in _CLONE:
+            if name in _JOINED:
                 pid = self.sandbox.find(container_id).init.pid
-                self.plan["join"].append([f"/proc/{pid}/ns/{name}", _CLONE[name]])
+                self.plan["join"].append([f"/proc/{pid}/ns/{name}", NAMESPACE_FLAGS[name]])
 
     def _abandon(self) -> None:
         for fd in self._fds:

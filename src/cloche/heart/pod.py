@@ -21,7 +21,7 @@ from cloche.host.share import Share
 from cloche.model.state import State, list_states
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from cloche.heart.launch import Request
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cloche.model.plan_mounts import Sources
 
 SIGWINCH = 28
-STATUS_VM_DIED = 137
 # Beside root and stdio: one message takes 250 descriptors (control.MAX_FDS).
 MOST_BINDS = 246
 
@@ -63,12 +62,11 @@ def stand_in_for(request: Request) -> Callable[[Request, int], int] | None:
     return lambda member, fd: _stand_in(member, owner, joins, fd)
 
 
-def by_id(states: Any, name: str) -> State:  # noqa: ANN401 (an iterable of states)
+def by_id(states: Iterable[State], name: str) -> State:
     """The state of the container *name*, which lives; ConfigError when it does not."""
     for state in states:
         if state.id == name and state.pid:
-            found: State = state
-            return found
+            return state
     raise ConfigError(f"$.linux.namespaces: the VM of container {name} has ended")
 
 
@@ -97,7 +95,9 @@ def _stand_in(request: Request, owner: State, joins: dict[str, str], channel_fd:
         answered = channel.receive()
         if answered is None:
             return 1
-        fds = _stdio(request, config)
+        from cloche.heart.container import stdio_of
+
+        fds = stdio_of(request, config)
         trees = _trees(request, config, sources)
         client, answer = _join(request, joins, sources, [*fds, *trees])
         for fd in (*fds, *trees):
@@ -152,32 +152,16 @@ def _trees(request: Request, config: Config, sources: Sources) -> list[int]:
             f"{MOST_BINDS} that can be handed over to the VM of another container",
             hint="one bind of a folder above them takes the place of many",
         )
+    from cloche.heart.container import rootfs_of
+
     share = Share(os.path.join(request.directory, "share"))
     share.enter()
-    share.bind(_root(request, config), "root")
+    share.bind(rootfs_of(request, config), "root")
     for bind in sources.binds:
         share.add(bind, str(bind.index))
     names = ["root", *(str(bind.index) for bind in sources.binds)]
     paths = [os.path.join(share.directory, name) for name in names]
     return [syscalls.open_tree(path, recursive=True) for path in paths]
-
-
-def _root(request: Request, config: Config) -> str:
-    return os.path.normpath(os.path.join(request.bundle, config.root.path))
-
-
-def _stdio(request: Request, config: Config) -> list[int]:
-    from cloche.heart.container import own_copies
-    from cloche.heart.terminal import open_console
-
-    copies = own_copies()
-    if not (config.process.terminal and request.console_socket):
-        return list(copies)
-    for fd in copies:
-        os.close(fd)
-    size = config.process.console_size
-    slave = open_console(request.console_socket, (size.height, size.width) if size else (0, 0))
-    return [slave, os.dup(slave), os.dup(slave)]
 
 
 def _join(
@@ -215,11 +199,12 @@ def _listen(loop: Loop, client: Client) -> None:
 
 def _show(loop: Loop, request: Request, config: Config, answer: dict[str, Any]) -> None:
     """The container's files and processes, for those who enter our mount namespace."""
+    from cloche.heart.container import rootfs_of
     from cloche.heart.view import furnish
     from cloche.host.proc_view import ProcView, guest_boot
     from cloche.host.view import View
 
-    view = View(_root(request, config), os.path.join(request.directory, "view"))
+    view = View(rootfs_of(request, config), os.path.join(request.directory, "view"))
 
     def processes() -> Future:
         return _ask_later(loop, request, "ps")
@@ -249,6 +234,8 @@ def _ask_later(loop: Loop, request: Request, op: str) -> Future:
 
 
 def _until_exit(loop: Loop, client: Client) -> int:
+    from cloche.heart.process import STATUS_VM_DIED
+
     over = Future()
 
     def told(_: int) -> None:

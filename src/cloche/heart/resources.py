@@ -17,6 +17,7 @@ from cloche.wire.messages import AgentError
 if TYPE_CHECKING:
     from cloche.heart.container import Container
     from cloche.heart.sandbox import Sandbox
+    from cloche.model.host_cgroup import HostSetting
     from cloche.model.oci_linux import Resources
 
 
@@ -35,8 +36,7 @@ async def update(container: Container, wanted: Resources) -> list[str]:
     check_resources(after, "$")
     check_room(before, after, room=memory_room(sandbox), cpus=sandbox.cpus)
     values = changes(before, after)
-    known = host_settings(before)
-    bounds = [setting for setting in host_settings(after) if setting not in known]
+    bounds = _beyond(before, after)
     if after.memory.check_before_update:
         used = (await _guest_stats(container))["memory"]["usage"]["usage"]
         why = exceeds_limit(after, values, used)
@@ -55,12 +55,17 @@ async def update(container: Container, wanted: Resources) -> list[str]:
 
 async def _take_back(container: Container, after: Resources, before: Resources) -> None:
     """Undo what was written of *after*, for what *before* has a value to go back to."""
-    new = host_settings(after)
-    container.bound([setting for setting in host_settings(before) if setting not in new], "$")
+    container.bound(_beyond(after, before), "$")
     if values := changes(after, before):
         with contextlib.suppress(AgentError):
             write = {"id": container.id, "values": values}
             await container.sandbox.agent.call("cgroup_write", write)
+
+
+def _beyond(old: Resources, new: Resources) -> list[HostSetting]:
+    """What *new* asks of the host that *old* does not."""
+    known = host_settings(old)
+    return [setting for setting in host_settings(new) if setting not in known]
 
 
 async def stats(container: Container) -> dict[str, Any]:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from cloche.heart.sandbox import Sandbox
     from cloche.host.taps import Tap
 
-STATUS_VM_DIED = 137
-
 
 def supervise(request: Request, channel_fd: int) -> int:
     """Run one sandbox to its end; returns the exit status of its container."""

@@ -60,7 +60,7 @@ DEFAULT_UMASK = 0o022  # runc's
 
 # A network namespace is made or joined on the host; the guest's network is the container's, and
 # moves into a user namespace with it.
-_CLONE = {
+NAMESPACE_FLAGS = {
     "cgroup": CLONE_NEWCGROUP,
     "ipc": CLONE_NEWIPC,
     "mount": CLONE_NEWNS,
@@ -194,7 +194,7 @@ def _namespaces(config: Config) -> int:
     flags = CLONE_NEWNS
     for namespace in config.linux.namespaces:
         if not namespace.path:  # else it is joined: cloche.heart.member
-            flags |= _CLONE[namespace.type]
+            flags |= NAMESPACE_FLAGS[namespace.type]
     # A cgroup mount shows the tree from the namespace's root; runc hands out the container's
     # part of it too, namespace or not.
     if any(mount.type in ("cgroup", "cgroup2") for mount in config.mounts):
