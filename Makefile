@@ -61,10 +61,11 @@ docker-deps:
 	@tools/packages $(DOCKER_PACKAGES)
 
 .PHONY: agent
-agent: ## build the guest agent, and the library that mends QEMU's 9p
+agent: ## build the guest agent, and what QEMU needs beside: preload, thaw
 	@echo "== building the guest agent"
 	@cd agent && "$$(../tools/cargo)" build --release --locked
 	@cd preload && "$$(../tools/cargo)" build --release --locked
+	@cd thaw && "$$(../tools/cargo)" build --release --locked
 	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
 	@test "$$(stat -c %s $(AGENT))" -le 1048576
 
@@ -91,6 +92,8 @@ lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
 	cd agent && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
 	cd preload && "$$(../tools/cargo)" fmt --check
 	cd preload && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
+	cd thaw && "$$(../tools/cargo)" fmt --check
+	cd thaw && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
 
 .PHONY: test
 test: test-deps lint ## all tests: unit, host, VM, and engines against a real dockerd

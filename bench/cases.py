@@ -12,11 +12,11 @@ from pathlib import Path
 from bench.bundle import Bundles
 from bench.progress import Progress
 from bench.rounds import Limits, Series, interleave
-from bench.runtimes import CLOCHE, COLD, ID_PREFIX, NAMES, RUNC, RUNSC, Runtime, missing
+from bench.runtimes import CLOCHE, ID_PREFIX, NAMES, RUNC, RUNSC, Runtime, missing
 from bench.timing import BenchError, Sample, cpu_ns, timed
 
 LIVE = (CLOCHE, RUNC, RUNSC)
-"""Contenders of the cases on a running container, to which it does not matter how it booted."""
+"""Contenders of the cases on a running container: cloche as its users have it."""
 
 _numbers = itertools.count(1)
 
@@ -137,10 +137,10 @@ def idle_container(bench: Bench, runtime: Runtime) -> Iterator[str]:
 class Phases:
     """When a start reached its phases, in ms since QEMU was asked for; one entry per round.
 
-    *total* is the wall time of the whole command in ms.
+    *name* is the contender; *total* is the wall time of the whole command in ms.
     """
 
-    template: bool
+    name: str
     marks: list[list[tuple[str, float]]]
     total: list[float]
 
@@ -164,4 +164,4 @@ def time_phases(bench: Bench, limits: Limits, name: str = CLOCHE) -> Phases:
     interleave(series, {name: measure}, limits, bench.progress.round)
     if series.left_out:
         raise BenchError(series.left_out[name])
-    return Phases(name != COLD, marks[1:], series.wall(name))
+    return Phases(name, marks[1:], series.wall(name))

@@ -22,7 +22,7 @@ from bench.memory import measure_crowd, measure_idle
 from bench.progress import Progress
 from bench.results import CROWD, MEMORY, PHASES, Results
 from bench.rounds import Limits
-from bench.runtimes import CLOCHE, COLD, clear_all, make_runtimes
+from bench.runtimes import CLOCHE, COLD, RESTORED, clear_all, make_runtimes
 from bench.timing import BenchError, timed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -158,7 +158,7 @@ def _measure(bench: Bench, options: argparse.Namespace) -> Results:
 def _measure_case(bench: Bench, found: Results, case: str, options: argparse.Namespace) -> None:
     if case == PHASES:
         limits = Limits(options.runs, _PHASES_SECONDS)
-        found.phases.append(time_phases(bench, limits))
+        found.phases += [time_phases(bench, limits, name) for name in (CLOCHE, RESTORED)]
         cold = Limits(min(options.runs, COLD_PHASE_ROUNDS), _PHASES_SECONDS)
         found.phases.append(time_phases(bench, cold, COLD))
     elif case == MEMORY:

@@ -11,7 +11,7 @@ from bench.memory import SETTLE_S, TOGETHER, Crowd, Idle
 from bench.processes import Usage
 from bench.results import Results
 from bench.rounds import Series
-from bench.runtimes import CLOCHE, NAMES, RUNC, RUNSC
+from bench.runtimes import CLOCHE, COLD, NAMES, RESTORED, RUNC, RUNSC
 from bench.stats import pairwise_ratios, spread, steps_between, summarize
 from bench.targets import verdicts
 
@@ -26,16 +26,19 @@ _HOW = """\
 ## How it is measured
 - A time is that of a whole process, from its spawn to its end (CLOCK_MONOTONIC). `run` goes on
   until the container has ended and is removed. A first round of each case is not counted.
-- `cloche cold` is cloche with CLOCHE_TEMPLATE=off: it boots the guest kernel for every start.
+- `cloche` is cloche as `cloche setup` leaves it: without KVM a start thaws a frozen QEMU, with KVM
+  it restores a template. `cloche restored` is cloche with CLOCHE_FREEZE=off: always a template;
+  `cloche cold` with CLOCHE_TEMPLATE=off: it boots the guest kernel for every start.
 - All run the same bundle: static busybox, five namespaces, a read-only root, no network but a
   loopback. runsc (gVisor, ptrace platform) is called with `--network=none --ignore-cgroups`.
 - CPU time is what the command and the descendants that it waited for used, user and system
   together; for `exec` the container's own host processes (supervisor and QEMU; gVisor's sandbox
   and gofer) are counted too. For `docker run` it is not told: dockerd, containerd and the shim do
   the work there.
-- `exec`, `state` and `docker run` are not timed for `cloche cold`: how a VM was booted makes no
-  difference to the first two, and adds to the third what it adds to `run`.
+- `exec`, `state` and `docker run` are timed for `cloche` as its users have it only; how a VM came
+  up adds to the third what it adds to `run`.
 """
+_HOW_STARTED = {CLOCHE: "Thawed", RESTORED: "From the template", COLD: "Cold boot"}
 _MEMORY = """\
 ## Memory of an idle container
 MiB on the host, {seconds:g} s after the start of a container of default size that sleeps;
@@ -128,8 +131,7 @@ def _phases(results: Results) -> str:
         rest = [total - marks[-1][1] for total, marks in starts]
         rows.append(("before the first and after the last phase", "", _summary(rest)))
         rows.append(("the whole command", "", _summary(phases.total)))
-        how = "From the template" if phases.template else "Cold boot"
-        text += f"\n{how}, {len(phases.marks)} starts:\n\n"
+        text += f"\n{_HOW_STARTED[phases.name]}, {len(phases.marks)} starts:\n\n"
         text += _table(("phase", "reached at", "took"), rows)
     return text
 

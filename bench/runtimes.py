@@ -19,10 +19,11 @@ from bench.processes import Process, all_processes, processes_below, remove_cgro
 from bench.timing import TIMEOUT_S, BenchError
 
 CLOCHE = "cloche"
+RESTORED = "cloche restored"
 COLD = "cloche cold"
 RUNC = "runc"
 RUNSC = "runsc"
-NAMES = (CLOCHE, COLD, RUNC, RUNSC)
+NAMES = (CLOCHE, RESTORED, COLD, RUNC, RUNSC)
 
 RUNSC_FLAGS = ("--rootless=false", "--network=none", "--ignore-cgroups")
 """What lets gVisor run on machines without cgroup v2 delegation or a network to lend."""
@@ -108,10 +109,13 @@ def environment() -> dict[str, str]:
 def make_runtimes(workspace: Path, cloche: Path) -> dict[str, Runtime]:
     """The contenders by name, *cloche* being the command to measure; each has its own root."""
     base = environment()
-    base.pop("CLOCHE_TEMPLATE", None)
+    for variable in ("CLOCHE_TEMPLATE", "CLOCHE_FREEZE"):
+        base.pop(variable, None)
+    restored = {**base, "CLOCHE_FREEZE": "off"}
     cold = {**base, "CLOCHE_TEMPLATE": "off"}
     return {
         CLOCHE: Runtime(CLOCHE, str(cloche), workspace / "c", (), base),
+        RESTORED: Runtime(RESTORED, str(cloche), workspace / "t", (), restored),
         COLD: Runtime(COLD, str(cloche), workspace / "o", (), cold),
         RUNC: Runtime(RUNC, _packaged("runc"), workspace / "r", (), base),
         RUNSC: Runtime(RUNSC, _packaged("runsc"), workspace / "s", RUNSC_FLAGS, base),

@@ -224,6 +224,7 @@ impl Agent {
                     return Ok(Answer::Other);
                 }
             }
+            Request::Spare(_) => self.make_spare()?,
             Request::Shutdown(_) => {
                 rustix::fs::sync();
                 sys::power_off()
@@ -260,6 +261,16 @@ impl Agent {
             answers::log(&mut self.port.out, "warning", &note);
         }
         Ok(Answer::Other)
+    }
+
+    /// Makes a spare init where there is none: the first container has taken the one of the boot.
+    fn make_spare(&mut self) -> Outcome<()> {
+        if self.spare.is_none() {
+            let connected = self.slots.as_ref().map(Slots::connected);
+            let spare = Spare::make(connected, self.usual_filter.as_ref());
+            self.spare = Some(spare.step("spare", "init")?);
+        }
+        Ok(())
     }
 
     pub fn network(&mut self, plan: &Network) -> Outcome<()> {

@@ -132,6 +132,7 @@ requests! {
     "delete" Delete(Id<'a>),
     "dns_reply" DnsReply(DnsReply<'a>),
     "sync" Sync(Nothing),
+    "spare" Spare(Nothing),
     "umount" Umount(Umount<'a>),
     "shutdown" Shutdown(Nothing),
 }

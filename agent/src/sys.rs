@@ -133,6 +133,16 @@ pub fn execve(path: &CStr, arguments: &Vector, environment: &Vector) -> Errno {
     result.err().unwrap_or(Errno::INVAL)
 }
 
+/// Whether this process, with its effective user, may execute the file that is open
+/// (faccessat2(2); rustix knows no AT_EMPTY_PATH for it).
+pub fn may_execute(file: impl AsFd) -> Result<()> {
+    const X_OK: usize = 1;
+    let flags = (raw::AT_EACCESS | raw::AT_EMPTY_PATH) as usize;
+    let empty = c"".as_ptr() as usize;
+    // SAFETY: the path is a string.
+    unsafe { syscall(raw::__NR_faccessat2, [raw_fd(file), empty, X_OK, flags, 0]) }.map(drop)
+}
+
 /// A process that has ended, and its wait status; `None` if there is none now.
 pub fn reap() -> Option<(i32, i32)> {
     wait(-1, raw::WNOHANG | raw::__WALL)

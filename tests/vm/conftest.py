@@ -1,7 +1,7 @@
 """Fixtures, named by what they have reached: bundle → created → running → stopped.
 
 Every test has a root folder of its own, and after every test nothing may be left of its
-containers: no process, mount, cgroup or directory. A VM starts from its template unless a test
+containers: no process, mount, cgroup or directory. A VM is a frozen QEMU, thawed, unless a test
 asks for other ways to start (see ``starts``).
 """
 
@@ -28,9 +28,11 @@ _PACKAGES = {
     "cp": "coreutils",
 }
 STARTS = {
-    "restored": {},
+    "thawed": {},
+    "restored": {"CLOCHE_FREEZE": "off"},
     "cold": {"CLOCHE_TEMPLATE": "off"},
     "q35": {"CLOCHE_MACHINE": "q35"},
+    "q35-restored": {"CLOCHE_MACHINE": "q35", "CLOCHE_FREEZE": "off"},
     "q35-cold": {"CLOCHE_MACHINE": "q35", "CLOCHE_TEMPLATE": "off"},
 }
 
@@ -115,7 +117,7 @@ def bundle(new_bundle: Callable[[], Bundle]) -> Bundle:
 @pytest.fixture
 def cloche(request: pytest.FixtureRequest, program: Path, folder: Path) -> Iterator[Runtime]:
     """The cloche command; fails afterwards if anything is left of what it made."""
-    runtime = Runtime(program, folder / "cloche", STARTS[getattr(request, "param", "restored")])
+    runtime = Runtime(program, folder / "cloche", STARTS[getattr(request, "param", "thawed")])
     yield runtime
     runtime.clean_up()
 

@@ -8,7 +8,7 @@ use cloche_agent::answers::Failure;
 use cloche_agent::errno;
 use cloche_agent::messages::Process;
 use cloche_agent::program as names;
-use rustix::fs::{self, Access, AtFlags, FileType};
+use rustix::fs::{self, FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::fail::Outcome;
@@ -73,12 +73,14 @@ fn locate(name: &str, path: &str) -> Outcome<String> {
     Err(Failure::worded("exec", name, error.raw_os_error(), message))
 }
 
+/// Looks at the file once: on the share each walk along a path is many requests to the host.
 fn executable(path: &str) -> sys::Result<()> {
-    let stat = fs::stat(path)?;
+    let file = files::open(path, OFlags::PATH)?;
+    let stat = fs::fstat(&file)?;
     if FileType::from_raw_mode(stat.st_mode) == FileType::Directory || stat.st_mode & 0o111 == 0 {
         return Err(Errno::ACCESS);
     }
-    fs::accessat(fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+    sys::may_execute(&file)
 }
 
 #[cold]

@@ -43,6 +43,8 @@ PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_SET_THP_DISABLE = 41
 
+ADDR_NO_RANDOMIZE = 0x0040000
+
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
@@ -202,3 +204,8 @@ def prctl(option: int, value: int) -> None:
 def prctl_name(name: str) -> None:
     """Name this thread (PR_SET_NAME; 15 bytes are kept)."""
     _check(_libc.prctl(PR_SET_NAME, name.encode()[:15], 0, 0, 0), "prctl name")
+
+
+def personality(persona: int) -> None:
+    """Set the execution domain (personality(2)), which is kept by an exec; OSError on failure."""
+    _check(_libc.personality(ctypes.c_ulong(persona)), "personality")

@@ -18,13 +18,15 @@ from cloche.guest import build
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import Guest, guest_for
 from cloche.guest.report import Report
+from cloche.heart import frozen_maker
 from cloche.heart.machine import boot_of, choose_shape
 from cloche.model.config import Settings, load_settings
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm import template_maker
 from cloche.vmm.accel import choose_accel
+from cloche.vmm.frozen import FROZEN_ACCEL, frozen_folder, load_frozen
 from cloche.vmm.shape import Shape
-from cloche.vmm.template import load_template
+from cloche.vmm.template import Template, load_template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,15 +68,14 @@ def prepare(settings: Settings) -> int:
         version = qemu_version(settings)
         guest = make_guest(settings, report)
         shape = choose_shape(settings, guest, None, None)
-        made = make_template(settings, guest, shape, report)
+        rows = make_template(settings, guest, shape, report)
         removed = remove_unused(settings)
-    rows = [
-        *guest_rows(guest),
+    accel = choose_accel(DEFAULT_ROOT, settings.accel)
+    machine = [
         Row("QEMU", version, settings.qemu),
-        Row("accelerator", shape.accel, choose_accel(DEFAULT_ROOT, settings.accel).reason),
-        made,
+        Row("accelerator", accel.name, accel.reason),
     ]
-    show_summary(console, rows)
+    show_summary(console, [*guest_rows(guest), *machine, *rows])
     for name in removed:
         console.print(f"Removed {name}: not used any more.")
     console.print(f"Ready after {time.monotonic() - started:.1f} s.")
@@ -93,12 +94,12 @@ def configured_kernel(settings: Settings) -> Path | None:
     return Path(settings.kernel) if settings.kernel else None
 
 
-def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report) -> Row:
-    """Save the template of the default shape, unless it is there."""
+def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report) -> list[Row]:
+    """Save the template of the default shape, and its frozen QEMU, unless they are there."""
     if not settings.template:
-        return Row("template", "none", "switched off in the configuration: every VM boots cold")
+        return [Row("template", "none", "switched off in the configuration: every VM boots cold")]
     report.step("Looking for a template of the default shape")
-    template_maker.make_template(
+    template = template_maker.make_template(
         settings.templates,
         shape,
         boot_of(guest, shape),
@@ -106,7 +107,38 @@ def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report
     )
     size = disk_usage(Path(settings.templates, shape.directory_name()))
     what = f"{shape.cpus} vCPU, {shape.memory} MiB, {shape.machine}"
-    return Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk")
+    row = Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk")
+    return [
+        row,
+        make_frozen(settings, shape, template, report, user_network=False),
+        make_frozen(settings, shape, template, report, user_network=True),
+    ]
+
+
+def make_frozen(
+    settings: Settings, shape: Shape, template: Template, report: Report, *, user_network: bool
+) -> Row:
+    """Freeze a QEMU of the default shape, where that makes starts quicker, unless it is there."""
+    title = f"frozen QEMU, {'user-mode network' if user_network else 'taps'}"
+    if not settings.freeze:
+        return Row(title, "none", "switched off in the configuration")
+    if shape.accel != FROZEN_ACCEL:
+        return Row(title, "none", f"starts with {shape.accel} have nothing to translate")
+    report.step(f"Looking for a {title}, of the default shape")
+    frozen = frozen_maker.make_frozen(
+        settings.templates,
+        shape,
+        template,
+        user_network=user_network,
+        again=True,
+        report=lambda text: report.step(f"Making a {title}: {text}"),
+    )
+    if frozen is None:
+        _, problem = load_frozen(settings.templates, shape, user_network=user_network)
+        return Row(title, "none", f"starts take longer: {problem}")
+    folder = frozen_folder(settings.templates, shape, user_network=user_network)
+    size = disk_usage(Path(folder))
+    return Row(title, "of the default shape", f"{size / MIB:.0f} MiB on disk")
 
 
 def remove_unused(settings: Settings) -> list[str]:
@@ -149,6 +181,15 @@ def stale_reasons(settings: Settings) -> list[str]:
         shape = choose_shape(settings, guest, None, None)
         if load_template(settings.templates, shape) is None:
             reasons.append("template: none for this QEMU, CPU, accelerator and guest")
+        elif settings.freeze and shape.accel == FROZEN_ACCEL:
+            found = [
+                load_frozen(settings.templates, shape, user_network=user_network)
+                for user_network in (False, True)
+            ]
+            problems = [problem for frozen, problem in found if frozen is None]
+            if problems:
+                why = problems[0] or "none for this QEMU, its libraries, CPU, kernel and guest"
+                reasons.append(f"frozen QEMU: {why}")
     return reasons
 
 

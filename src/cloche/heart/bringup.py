@@ -79,6 +79,8 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
                 warnings.append(UNBOUNDED)
             _run_host_hooks(request, pid)
             channel.send({"event": "hooks done"})
+        elif event == "relaunched":
+            _join_cgroup(request, [message["vm_pid"]])
         elif event == "error":
             raise ClocheError(message["message"], hint=message["hint"])
         elif event == "listening":

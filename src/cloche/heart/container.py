@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
 from cloche.heart.news import OomNews
-from cloche.heart.process import GuestProcess
+from cloche.heart.process import SIGKILL, GuestProcess
 from cloche.heart.terminal import open_console
 from cloche.host.cgroup import apply, relative_path
 from cloche.model.cgroup import RESOURCES, field_of
@@ -34,6 +32,8 @@ if TYPE_CHECKING:
     from cloche.model.plan_mounts import Sources
 
 IMAGE_ROOT = "/run/image"
+# Characters of it that are looked at: its source is any file that the bundle names.
+RESOLV_CONF_MOST = 65536
 # What the guest tries to mount an image as; erofs is only ever read.
 IMAGE_TYPES = ("ext4", "erofs")
 IMAGE_SCRATCH = "/run/scratch"
@@ -96,9 +96,9 @@ class Container:
         self.sandbox.warnings += warnings
 
     @property
-    def seccomp_cache(self) -> Path:
+    def seccomp_cache(self) -> str:
         """Where compiled seccomp profiles are kept."""
-        return Path(self.request.settings.data_root) / "seccomp"
+        return os.path.join(self.request.settings.data_root, "seccomp")
 
     @property
     def host_cgroup(self) -> str:
@@ -221,7 +221,8 @@ class Container:
             if mount.destination == "/etc/resolv.conf" and mount.source:
                 path = os.path.join(self.request.bundle, mount.source)
                 try:
-                    return Path(path).read_text(encoding="utf-8", errors="replace")
+                    with open(path, encoding="utf-8", errors="replace") as file:
+                        return file.read(RESOLV_CONF_MOST)
                 except OSError:
                     return ""
         return ""
@@ -325,7 +326,7 @@ class Container:
         if not self.init.exited.done:
             self.init.complain(f"cloche: {why}")
         for process in (self.init, *self.processes.values()):
-            process.on_exit(signal.SIGKILL)
+            process.on_exit(SIGKILL)
 
     def on_exit(self, exec_id: object, status: int) -> None:
         """The guest reports the end of one of its processes."""

@@ -12,6 +12,7 @@ from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
 from cloche.vmm.argv import cpu_models, kernel_cmdline
+from cloche.vmm.frozen import FROZEN_ACCEL, load_frozen
 from cloche.vmm.shape import Shape, cpu_count, memory_step
 from cloche.vmm.template import Template, load_template
 from cloche.vmm.vm import Vm
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cloche.host.share import Share
     from cloche.model.config import Settings
     from cloche.vmm.argv import RootImage
+    from cloche.vmm.frozen import Frozen
 
 
 COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a template"
@@ -114,15 +116,40 @@ def _choose(request: Request) -> Choice:
 def start_machine(
     loop: Loop, request: Request, share: Share, *, taps: Sequence[int]
 ) -> tuple[Vm, Shape, list[str]]:
-    """Start the VM for *request*: from its template, else cold; returns it with warnings."""
+    """Start the VM for *request*: thawed, else from its template, else cold; with warnings."""
     choice = _choose(request)
+    vm = Vm(loop, request.directory)
+    warnings: list[str] = []
+    user_network = not taps and request.has_user_network()
+    frozen = _find_frozen(request, choice, user_network, warnings)
+    if frozen is None:
+        _launch(vm, request, choice, share, taps, warnings)
+    else:
+        vm.thaw(
+            frozen,
+            share=share.directory,
+            taps=taps,
+            image=request.image,
+            otherwise=lambda held: _launch(vm, request, choice, share, held, warnings),
+        )
+    return vm, choice.shape, warnings
+
+
+def _launch(
+    vm: Vm,
+    request: Request,
+    choice: Choice,
+    share: Share,
+    taps: Sequence[int],
+    warnings: list[str],
+) -> None:
+    """Start it from its template, else cold."""
     shape = choice.shape
-    template, warnings = _find_template(request.settings, choice)
+    template = _find_template(request.settings, choice, warnings)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
     ]
-    vm = Vm(loop, request.directory)
     vm.launch(
         shape,
         cpu=template.cpu if template else cpu_models(shape.accel)[-1],
@@ -139,17 +166,46 @@ def start_machine(
     )
     for fd, _ in disks:
         os.close(fd)
-    return vm, shape, warnings
 
 
-def _find_template(settings: Settings, choice: Choice) -> tuple[Template | None, list[str]]:
+def _find_frozen(
+    request: Request, choice: Choice, user_network: bool, warnings: list[str]
+) -> Frozen | None:
+    """The frozen QEMU of the shape, made now where there might be one; None means: another way.
+
+    With KVM there is nothing to gain.
+    """
+    settings, shape = request.settings, choice.shape
+    if choice.cold or not settings.freeze or shape.accel != FROZEN_ACCEL:
+        return None
+    frozen, problem = load_frozen(settings.templates, shape, user_network=user_network)
+    if frozen is not None or problem:
+        return frozen
+    template = _find_template(settings, choice, warnings)
+    if template is None:
+        return None
+    from cloche.heart.frozen_maker import make_frozen
+
+    try:
+        made = make_frozen(settings.templates, shape, template, user_network=user_network)
+    except (ClocheError, OSError) as error:
+        warnings.append(f"VM: started from its template: no frozen QEMU could be made: {error}")
+        return None
+    if made is not None:
+        size = f"{shape.cpus} vCPU and {shape.memory} MiB"
+        warnings.append(f"VM: no frozen QEMU of {size}: made one")
+    return made
+
+
+def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> Template | None:
     """The template of the shape, made now where there is none yet; None means a cold boot."""
     shape = choice.shape
     if choice.cold:
-        return None, [choice.cold]
+        warnings.append(choice.cold)
+        return None
     template = load_template(settings.templates, shape)
     if template is not None:
-        return template, []
+        return template
     from cloche.vmm.template_maker import make_template
 
     try:
@@ -157,9 +213,12 @@ def _find_template(settings: Settings, choice: Choice) -> tuple[Template | None,
     except (BootError, LaunchError):
         raise
     except ClocheError as error:
-        return None, [f"VM: cold boot: the template could not be saved: {error}"]
+        warnings.append(f"VM: cold boot: the template could not be saved: {error}")
+        return None
     except OSError as error:
         cause = f"{error.filename}: {(error.strerror or '').lower()}"
-        return None, [f"VM: cold boot: the template could not be saved: {cause}"]
-    note = f"VM: no template of {shape.cpus} vCPU and {shape.memory} MiB: booted and saved one"
-    return made, [note]
+        warnings.append(f"VM: cold boot: the template could not be saved: {cause}")
+        return None
+    size = f"{shape.cpus} vCPU and {shape.memory} MiB"
+    warnings.append(f"VM: no template of {size}: booted and saved one")
+    return made

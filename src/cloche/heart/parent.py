@@ -37,6 +37,10 @@ class Parent:
         """Signals are the program's from now on; until then Ctrl-C gives the start up."""
         self._send({"event": "listening"})
 
+    def relaunched(self, vm_pid: int) -> None:
+        """QEMU is process *vm_pid* now."""
+        self._send({"event": "relaunched", "vm_pid": vm_pid})
+
     def created(
         self, warnings: list[str], marks: list[tuple[str, int]], *, interrupted: bool
     ) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # As if killed by SIGKILL: what a process gets whose VM crashes or is killed.
 STATUS_VM_DIED = 137
+SIGKILL = 9  # signal proper makes enumerations of them all, 2 ms
 
 
 class GuestProcess:

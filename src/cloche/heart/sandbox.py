@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # signal proper makes enumerations, 2 ms
 import gc
 import os
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,7 @@ class Sandbox:
         self.parent = Parent(loop, channel)
         # A caller that is gone wants no container: no need to wait for a boot.
         self.parent.gave_up.on_done(lambda _: self.vm.kill())
+        vm.on_relaunch = self._relaunched
         self.control: ControlServer | None = None
         self.guest_share = GUEST_SHARE
         self.network: GuestNetwork | None = None
@@ -126,7 +127,7 @@ class Sandbox:
             # Nobody listens for seconds to come: a clock told now would be slow by them.
             await self._in_time(hello)
         renewed = self.agent.call("renew", self._renewal())
-        return [hello, renewed, self.agent.call("mount", _share_mount())]
+        return [hello, renewed, self.agent.call("mount", share_mount())]
 
     def shared_memory(self, shm: Shm) -> str:
         """The folder in the guest that all containers with the shared memory *shm* have.
@@ -159,13 +160,16 @@ class Sandbox:
             steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
         if container.has_root_image:
             await self._in_time(*steps, self.loop.start(container.mount_root_image()))
-        await self.parent.hooks_done()
-        self.request.timings.mark("hooks done")
+        if self.request.glance.hooks:
+            await self.parent.hooks_done()  # they may put an interface into the namespace
         network = self._network(container)
         if network is not None and not container.adopts_network(network):
             steps.append(self.agent.call("network", network))
         created = container.create()
         steps.append(created)
+        # Its program is to run in its cgroup on the host; making it need not wait for that.
+        await self.parent.hooks_done()
+        self.request.timings.mark("hooks done")
         self._listen(container)
         self.warnings += container.bound_vm()  # the guest is busy, and has not started it yet
         if self.request.at_once:
@@ -176,6 +180,11 @@ class Sandbox:
             raise container.explained(error, container.resources, RESOURCES) from None
         container.init.pid = int(created.value["pid"])
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
+
+    def _relaunched(self, why: str) -> None:
+        """Another QEMU has taken the place of the one that was told of."""
+        self.warnings.append(why)
+        self.parent.relaunched(self.vm.pid)
 
     def _agent_is_silent(self) -> None:
         self.warnings.append(str(self.vm.failure("the agent does not answer")))
@@ -242,8 +251,8 @@ class Sandbox:
                 self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 
     def _on_signal(self, container: Container, number: int) -> None:
-        self._interrupted |= number == signal.SIGINT
-        if number == signal.SIGWINCH:
+        self._interrupted |= number == _signal.SIGINT
+        if number == _signal.SIGWINCH:
             container.init.resize(*container.init.size)
         else:
             container.init.signal(number)
@@ -301,7 +310,8 @@ class Sandbox:
             self.loop.run_until(self.vm.exited)
 
 
-def _share_mount() -> dict[str, Any]:
+def share_mount() -> dict[str, Any]:
+    """The request that mounts the share in the guest."""
     return _mount(SHARE_TAG, GUEST_SHARE, "9p", SHARE_OPTIONS)
 
 

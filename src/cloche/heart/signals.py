@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # signal proper makes enumerations, 2 ms
 import os
-import signal
 from typing import TYPE_CHECKING
 
 from cloche.base.loop import READ, Loop, read_some
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 # What cannot be caught, or is about us and not about the container.
-OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
-FATAL = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+OWN = {_signal.SIGKILL, _signal.SIGSTOP, _signal.SIGCHLD, _signal.SIGPIPE}
+FATAL = {_signal.SIGSEGV, _signal.SIGBUS, _signal.SIGFPE, _signal.SIGILL, _signal.SIGABRT}
 
 
 def watch_signals(loop: Loop, handler: Callable[[int], object]) -> None:
     """Call *handler* with the number of each signal that arrives at this process."""
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    for number in signal.valid_signals() - OWN - FATAL:
-        signal.signal(number, _noted)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in _signal.valid_signals() - OWN - FATAL:
+        _signal.signal(number, _noted)
+    _signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
 
     def arrived(_: int) -> None:
         for number in read_some(read_end) or b"":

@@ -7,8 +7,8 @@ is left is written in pieces that a writable pipe takes without blocking.
 
 from __future__ import annotations
 
+import _socket  # socket proper imports selectors and enum, 5 ms
 import os
-import socket
 import stat
 from typing import TYPE_CHECKING
 
@@ -36,11 +36,11 @@ class Endpoint:
     def __init__(self, fd: int, *, close: bool) -> None:
         self.fd = fd
         self._close = close
-        self._socket: socket.socket | None = None
+        self._socket: _socket.socket | None = None
         self._limit = SAFE_WRITE
         mode = os.fstat(fd).st_mode
         if stat.S_ISSOCK(mode):
-            self._socket = socket.socket(fileno=os.dup(fd))
+            self._socket = _socket.socket(fileno=os.dup(fd))
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             self._reopen()
         else:
@@ -62,7 +62,7 @@ class Endpoint:
         """Write what fits now and return how much; 0 when nothing does."""
         try:
             if self._socket is not None:
-                return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return self._socket.send(data, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)
             with memoryview(data) as view:
                 return os.write(self.fd, view[: self._limit])
         except BlockingIOError:

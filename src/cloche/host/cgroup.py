@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cloche.model.host_cgroup import HostSetting
 
 ROOT = "/sys/fs/cgroup"
+_PF_EXITING = 0x4  # <linux/sched.h>
+_SIGKILL_BIT = 1 << 8
 DYING_TIMEOUT_MS = 2000
 EBUSY = 16  # errno proper is one more module to import
 
@@ -160,13 +162,10 @@ def remove(path: str) -> None:
 
 
 def _await_dying(directory: str) -> bool:
-    """Wait for what is on its way out of a cgroup (a QEMU takes ms); whether there was any.
-
-    Such a process has lost its memory already, and with it its command line.
-    """
+    """Wait for what is on its way out of a cgroup (a QEMU takes ms); whether there was any."""
     waited = False
     for pid in (read_text(os.path.join(directory, "cgroup.procs")) or "").split():
-        if read_text(f"/proc/{pid}/cmdline"):
+        if not _is_dying(pid):
             continue
         with suppress(OSError):  # it has ended meanwhile
             pidfd = os.pidfd_open(int(pid))
@@ -176,6 +175,20 @@ def _await_dying(directory: str) -> bool:
             os.close(pidfd)
         waited = True
     return waited
+
+
+def _is_dying(pid: str) -> bool:
+    """Whether it has been killed, is about to end, or has ended (proc(5))."""
+    try:
+        stat, status = (read_text(f"/proc/{pid}/{name}") or "" for name in ("stat", "status"))
+    except ProcessLookupError:
+        return True
+    if not stat or not status:
+        return True
+    flags = int(stat.rpartition(")")[2].split()[6])
+    lines = [line.split() for line in status.splitlines()]
+    pending = [int(words[1], 16) for words in lines if words[0] in ("SigPnd:", "ShdPnd:")]
+    return bool(flags & _PF_EXITING) or any(mask & _SIGKILL_BIT for mask in pending)
 
 
 def _write(path: str, data: bytes) -> None:

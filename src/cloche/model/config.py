@@ -16,12 +16,14 @@ DEFAULTS: dict[str, str] = {
     "machine": "microvm",
     "accel": "auto",
     "template": "on",
+    "freeze": "on",
     "kernel": "",
 }
 _CHOICES = {
     "machine": ("microvm", "q35"),
     "accel": ("auto", "kvm", "tcg"),
     "template": ("on", "off"),
+    "freeze": ("on", "off"),
 }
 
 
@@ -34,6 +36,7 @@ class Settings:
         self.machine = values["machine"]
         self.accel = values["accel"]
         self.template = values["template"] == "on"
+        self.freeze = values["freeze"] == "on"
         self.kernel = values["kernel"]
 
     @property

@@ -41,7 +41,7 @@ from cloche.model.validate import config_warnings, process_warnings, sysctl_path
 from cloche.model.validate_mounts import is_bind
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
     from cloche.model.oci import Capabilities, Config, Hook, Process
 
@@ -82,7 +82,7 @@ def compile_container(
     cgroup: str,
     streams: tuple[int, int, int],
     terminal_size: tuple[int, int] | None,
-    seccomp_cache: Path | None,
+    seccomp_cache: str | PathLike[str] | None,
     sources: Sources | None = None,
 ) -> tuple[dict[str, object], list[str]]:
     """The ``create`` request for a checked *config*, and warnings for what it leaves out.
@@ -130,7 +130,7 @@ def compile_process(
     *,
     streams: tuple[int, int, int],
     terminal_size: tuple[int, int] | None,
-    seccomp_cache: Path | None,
+    seccomp_cache: str | PathLike[str] | None,
 ) -> tuple[dict[str, object], list[str]]:
     """*process* of an exec in the container *config*, as the agent's type Process, and warnings.
 

@@ -18,7 +18,7 @@ from cloche.model.problems import quoted, refuse
 from cloche.model.seccomp_profile import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS, PATH, WITH_ERRNO
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from os import PathLike
 
     from pyseccomp import SyscallFilter  # type: ignore[import-untyped]
 
@@ -50,7 +50,7 @@ class Filter(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-def compile_seccomp(profile: Seccomp, cache: Path | None) -> Filter:
+def compile_seccomp(profile: Seccomp, cache: str | PathLike[str] | None) -> Filter:
     """The filter for *profile*: out of the folder *cache*, or else compiled and kept there.
 
     ConfigError when libseccomp cannot make it. A cache that cannot be read or written only costs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 NIC_SLOTS = 3
 BLOCK_SLOTS = 2
+EMPTY_SLOT_SIZE = 1 << 40  # more than any image, which is not resized
 AGENT_PORT = "cloche.agent"
 # MiB of translated code that TCG keeps. By itself QEMU takes up to 1024, which no limit on a
 # container's memory has room for; a full cache only means that code is translated anew.
@@ -212,7 +213,7 @@ def _disks(vm: Machine, bus: str) -> list[str]:
             image = quote(vm.images[slot])
             backend = f"driver=raw,{node},file.driver=file,file.filename={image}"
         else:
-            backend = f"driver=null-co,{node},size={1 << 40},read-zeroes=on"
+            backend = f"driver=null-co,{node},size={EMPTY_SLOT_SIZE},read-zeroes=on"
         argv += ["-blockdev", backend]
         argv += ["-device", f"virtio-blk-{bus},drive=slot{slot},serial=cloche{slot}"]
     return argv

@@ -17,8 +17,13 @@ FIRST_FD = 3
 NOT_STARTED = 127
 
 
-def launch_qemu(argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bool) -> int:
+def launch_qemu(
+    argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bool, program: str = ""
+) -> int:
     """Start QEMU and return its pid (as seen from here).
+
+    A *program* other than QEMU's own is one that becomes QEMU: it finds its memory laid out as in
+    each start before.
 
     *fds* become descriptors 3, 4, … of QEMU, in this order; it has no others but /dev/null as
     input and the file *log* as output. It runs as pid 1 of its own pid namespace, in its own
@@ -37,7 +42,7 @@ def launch_qemu(argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bo
         syscalls.unshare(syscalls.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _become_qemu(argv, fds, log_fd, huge_pages)
+            _become_qemu(argv, fds, log_fd, huge_pages, program)
         # Children to come belong to our own pid namespace again.
         syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
     finally:
@@ -48,7 +53,9 @@ def launch_qemu(argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bo
     return pid
 
 
-def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int, huge_pages: bool) -> None:
+def _become_qemu(
+    argv: list[str], fds: Sequence[int], log_fd: int, huge_pages: bool, program: str
+) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
     step = "processes and namespaces of its own"
     try:
@@ -65,6 +72,9 @@ def _become_qemu(argv: list[str], fds: Sequence[int], log_fd: int, huge_pages: b
         _arrange_descriptors(fds, log_fd)
         os.chdir("/")
         step = "exec"
+        if program:
+            syscalls.personality(syscalls.ADDR_NO_RANDOMIZE)
+            os.execve(program, argv, {})
         os.execve(argv[0], argv, qemu_environment())
     except BaseException as error:
         os.write(2, f"cannot start QEMU: {step}: {error}\n".encode())

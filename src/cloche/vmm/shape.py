@@ -43,7 +43,7 @@ class Shape:
         size = f"{self.cpus} cpu, {self.memory} MiB"
         return [
             *(FORMAT, _print_of(self.qemu), self.machine, self.accel),
-            *(size, self.guest_key, _host_cpu(self.accel)),
+            *(size, self.guest_key, host_cpu(features=self.accel == "kvm")),
         ]
 
     def directory_name(self) -> str:
@@ -64,8 +64,8 @@ def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:
     if len(identity) != 7:
         return False
     made_by, accel = tuple(identity[:2]), identity[3]
-    origin = tuple(identity[5:])
-    return made_by == (FORMAT, _print_of(qemu)) and origin == (guest_key, _host_cpu(accel))
+    cpu = host_cpu(features=accel == "kvm")
+    return made_by == (FORMAT, _print_of(qemu)) and tuple(identity[5:]) == (guest_key, cpu)
 
 
 def _print_of(qemu: str) -> str:
@@ -77,11 +77,11 @@ def _print_of(qemu: str) -> str:
     return f"{qemu} {stat.st_size} {stat.st_mtime_ns}"
 
 
-def _host_cpu(accel: str) -> str:
+def host_cpu(*, features: bool) -> str:
     """The host's CPU: a template holds the CPU features that the guest found.
 
-    With KVM they are the host's, less what its microcode and kernel hide, so that an update of
-    either makes another CPU.
+    With KVM they are the host's *features*, less what its microcode and kernel hide, so that an
+    update of either makes another CPU.
     """
     found: dict[str, str] = {}
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
@@ -89,9 +89,9 @@ def _host_cpu(accel: str) -> str:
         for line in file.read(4096).splitlines():
             name, _, value = line.partition(":")
             found.setdefault(name.strip(), value.strip())
-    names = ("model name", "microcode", "flags") if accel == "kvm" else ("model name",)
+    names = ("model name", "microcode", "flags") if features else ("model name",)
     words = [found.get(name, "") for name in names]
-    return " ".join([*words, os.uname().release] if accel == "kvm" else words)
+    return " ".join([*words, os.uname().release] if features else words)
 
 
 def memory_step(limit: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterator
 
 # A boot takes 2.5-4 s under TCG here and well under 1 s on KVM; a loaded machine takes longer.
 BOOT_TIMEOUT_S = 90.0
@@ -40,22 +41,29 @@ def make_template(
     Two makers of one shape wait for each other, and the second finds the first one's work.
     Raises BootError when the guest does not come up, ClocheError when it cannot be saved.
     """
-    os.makedirs(root, mode=0o700, exist_ok=True)
-    lock = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone_in(root):
         existing = load_template(root, shape)
         if existing is not None:
             return existing
-        _remove_abandoned(root)
-        _check_space(root, shape)
+        check_space(root, shape)
         _make_with_best_cpu(root, shape, boot, report)
-    finally:
-        os.close(lock)
     made = load_template(root, shape)
     if made is None:
         raise ClocheError(f"template {shape.directory_name()}: cannot be read back")
     return made
+
+
+@contextlib.contextmanager
+def alone_in(root: str) -> Iterator[None]:
+    """Keep other makers out of *root*, and remove what those who were killed left there."""
+    os.makedirs(root, mode=0o700, exist_ok=True)
+    lock = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_abandoned(root)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _make_with_best_cpu(
@@ -113,7 +121,8 @@ def _remove_abandoned(root: str) -> None:
             shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
-def _check_space(root: str, shape: Shape) -> None:
+def check_space(root: str, shape: Shape) -> None:
+    """ClocheError when there is no room in *root* for what is made of *shape*."""
     stat = os.statvfs(root)
     free = stat.f_bavail * stat.f_frsize // MIB
     needed = 256 + shape.memory // 16  # what a booted guest has touched: its kernel and page tables
@@ -143,9 +152,9 @@ def _boot_and_save(
     try:
         vm.launch(shape, cpu=cpu, share=share, boot=boot, memory_file=memory)
         report("booting the guest kernel")
-        _wait(loop, vm, vm.ready, timeout)
+        wait(loop, vm, vm.ready, timeout)
         report("saving the VM")
-        state = _save(loop, vm, os.path.join(directory, "save.sock"))
+        state = save(loop, vm, os.path.join(directory, "save.sock"))
     finally:
         vm.kill()
         if vm.pid:
@@ -164,7 +173,8 @@ def _boot_and_save(
     write_atomically(os.path.join(directory, "manifest.json"), json.dumps(manifest).encode())
 
 
-def _wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:
+def wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:
+    """Run *loop* until *future* of *vm* is complete; BootError when that takes too long."""
     timer = loop.call_later(
         seconds, lambda: future.fail(vm.failure(f"no answer after {seconds:.0f} s"))
     )
@@ -174,8 +184,8 @@ def _wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:
         timer.cancel()
 
 
-def _save(loop: Loop, vm: Vm, path: str) -> bytes:
-    """Have QEMU send its device state to a socket of ours; the memory is in its file already.
+def save(loop: Loop, vm: Vm, path: str) -> bytes:
+    """Have QEMU send its device state to a socket at *path*; the memory is in its file already.
 
     No `stop` before: a guest that is saved running resumes by itself when it is loaded.
     """
@@ -205,14 +215,14 @@ def _save(loop: Loop, vm: Vm, path: str) -> bytes:
 
         loop.watch(listener.fileno(), READ, accept)
         try:
-            _wait(loop, vm, done, SAVE_TIMEOUT_S)
+            wait(loop, vm, done, SAVE_TIMEOUT_S)
         finally:
             loop.unwatch(listener.fileno())
             for connection in accepted:
                 connection.close()
     os.unlink(path)
     status = vm.command("query-migrate")
-    _wait(loop, vm, status, SAVE_TIMEOUT_S)
+    wait(loop, vm, status, SAVE_TIMEOUT_S)
     if status.value.get("status") != "completed":
         raise vm.failure(f"saving ended as {status.value}")
     return bytes(chunks)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cloche.vmm.argv import RootImage
+    from cloche.vmm.frozen import Frozen
     from cloche.vmm.shape import Shape
 
 CONSOLE_KEPT = 16384
@@ -44,6 +45,8 @@ class Vm:
         self.ready = Future()
         self.running = Future()
         self.on_agent: Callable[[bytes], None] = lambda data: None
+        # QEMU was started a second time, in another way; why.
+        self.on_relaunch: Callable[[str], None] = lambda why: None
         self.console = bytearray()
         self.step = "starting QEMU"
         # It boots a kernel, instead of going on where its template was saved.
@@ -51,6 +54,7 @@ class Vm:
         self._qmp = qmp.Decoder()
         self._qmp_replies: list[Future] = []
         self._out = bytearray()
+        self._otherwise: Callable[[], None] | None = None
         self._agent: _socket.socket
         self._monitor: _socket.socket
         self._console: _socket.socket
@@ -70,14 +74,14 @@ class Vm:
         boot: tuple[str, str, str] | None = None,
         memory_file: str = "",
         state: bytes | None = None,
+        keep_writes: bool = False,
     ) -> None:
         """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*.
 
+        With *keep_writes* what the guest writes goes to the *memory_file*, as of a boot.
         *disks* are open block devices of the host, and whether each is only read.
         """
-        self._agent, agent = _socket.socketpair()
-        self._monitor, monitor = _socket.socketpair()
-        self._console, console = _socket.socketpair()
+        ends = self._connect()
         kernel, initramfs, cmdline = boot or ("", "", "")
         argv = qemu_argv(
             Machine(
@@ -94,7 +98,7 @@ class Vm:
                 initramfs=initramfs,
                 cmdline=cmdline,
                 memory_file=memory_file,
-                memory_shared=state is None,
+                memory_shared=state is None or keep_writes,
                 reserve=_host_never_overcommits(),
                 incoming=state is not None,
                 share=share,
@@ -118,17 +122,58 @@ class Vm:
             self.step = "restoring the template"
             incoming = _pipe_with(state)
             self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
-        fds = [agent.fileno(), monitor.fileno(), console.fileno(), incoming, *taps]
-        fds += [fd for fd, _ in disks]
+        fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks)]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
         # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
         self.pid = launch_qemu(argv, fds, self.log, huge_pages=shape.accel == "kvm")
         os.close(incoming)
-        for end in (agent, monitor, console):
-            end.close()
-        self._watch()
+        self._watch(ends)
 
-    def _watch(self) -> None:
+    def thaw(
+        self,
+        frozen: Frozen,
+        *,
+        share: str,
+        taps: Sequence[int],
+        image: str = "",
+        otherwise: Callable[[Sequence[int]], None] | None,
+    ) -> None:
+        """Have a frozen QEMU go on; should that fail, *otherwise* launches the VM in another way.
+
+        That is given *taps* of its own, which are held until the VM runs. The frozen QEMU was
+        stopped with its monitor greeted.
+        """
+        ends = self._connect()
+        self.step = "thawing QEMU"
+        # The answer comes after the RESUME event.
+        self._qmp_replies.append(Future())
+        self._monitor.sendall(qmp.command("cont"))
+        folder = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Past its end QEMU reads zeros.
+        disk = os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        process = os.open(frozen.image, os.O_RDONLY | os.O_CLOEXEC)
+        slots, idle = frozen.network(taps)
+        held = [os.dup(tap) for tap in taps]
+        if otherwise is not None:
+            self._otherwise = lambda: otherwise(held)
+        self.running.on_done(lambda _: _close(held))
+        fds = [*(end.fileno() for end in ends), folder, disk, *slots, process]
+        # The rest is for those who look at ps(1).
+        argv = [frozen.qemu, str(FIRST_FD + len(fds) - 1), "-thawed", frozen.image, "-share", share]
+        self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
+        _close([folder, disk, process, *idle])
+        self._watch(ends)
+
+    def _connect(self) -> tuple[_socket.socket, ...]:
+        """Make the channels; returns QEMU's ends, in the order of its descriptors."""
+        self._agent, agent = _socket.socketpair()
+        self._monitor, monitor = _socket.socketpair()
+        self._console, console = _socket.socketpair()
+        return agent, monitor, console
+
+    def _watch(self, ends: tuple[_socket.socket, ...]) -> None:
+        for end in ends:
+            end.close()
         self._pidfd = os.pidfd_open(self.pid)
         self.loop.watch(self._pidfd, READ, self._on_exit)
         for end, handler in (
@@ -226,6 +271,7 @@ class Vm:
 
     def kill(self) -> None:
         """End QEMU at once; `exited` completes when it is gone."""
+        self._otherwise = None
         if self.pid and not self.exited.done:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, 9)
@@ -241,10 +287,21 @@ class Vm:
             self.loop.unwatch(end.fileno())
             end.close()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        if self._otherwise is not None and not self.running.done:
+            self._start_otherwise(self._otherwise, status)
+            return
         for future in (self.running, self.ready, *self._qmp_replies):
             if not future.done:
                 future.fail(self._end(status))
         self.exited.set(status)
+
+    def _start_otherwise(self, otherwise: Callable[[], None], status: int) -> None:
+        """The thaw came to nothing: nobody has spoken with the guest yet, so another will do."""
+        self._otherwise = None
+        why = f"QEMU could not be thawed ({_describe(status)}; {self._last_words()})"
+        self._qmp, self._qmp_replies = qmp.Decoder(), []
+        otherwise()
+        self.on_relaunch(why)
 
     def _end(self, status: int) -> ClocheError:
         """What an end of QEMU that nobody waited for means."""
@@ -297,6 +354,11 @@ def _pipe_with(data: bytes) -> int:
     os.write(write_end, data)
     os.close(write_end)
     return read_end
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _host_never_overcommits() -> bool:

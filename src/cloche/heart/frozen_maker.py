@@ -1,0 +1,216 @@
+"""Making a frozen QEMU (docs/frozen.md). Imported only where there is none that fits."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import struct
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from cloche.base import syscalls
+from cloche.base.errors import ClocheError
+from cloche.base.files import write_atomically
+from cloche.base.loop import Loop
+from cloche.heart.agent import Agent
+from cloche.heart.rehearsal import BRIEF, BRIEF_STATUS, SCRIPT, SHELL, Act, Rehearsal, make_bundle
+from cloche.host.taps import open_taps
+from cloche.vmm.argv import NIC_SLOTS
+from cloche.vmm.frozen import (
+    MANIFEST,
+    MEMORY,
+    PROCESS,
+    Frozen,
+    find_thaw,
+    frozen_folder,
+    identity,
+    load_frozen,
+    print_of,
+)
+from cloche.vmm.template_maker import WORK_PREFIX, alone_in, check_space, wait
+from cloche.vmm.vm import Vm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from cloche.host.taps import Tap
+    from cloche.vmm.shape import Shape
+    from cloche.vmm.template import Template
+
+# Containers in the first QEMU: the first finds everything new, the others what that has opened.
+ROUNDS = 3
+TRIAL_TIMEOUT_S = 30.0
+_TUNGETVNETHDRSZ = 0x800454D7  # <linux/if_tun.h>
+# No fault of this host's: the next start tries again.
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+
+
+def make_frozen(
+    root: str,
+    shape: Shape,
+    template: Template,
+    *,
+    user_network: bool,
+    again: bool = False,
+    report: Callable[[str], None] = lambda text: None,
+) -> Frozen | None:
+    """Freeze a VM of *shape*, made from *template*, below *root*; None where that cannot be done.
+
+    It has a user-mode network, or taps. Two makers of one shape wait for each other, and the
+    second finds the first one's work. What this host turns out to be unable to do is noted, and
+    only tried *again* when told to. ClocheError or OSError for what may be otherwise the next
+    time: no space, say.
+    """
+    with alone_in(root):
+        frozen, problem = load_frozen(root, shape, user_network=user_network)
+        if frozen is None and (again or not problem):
+            check_space(root, shape)
+            target = frozen_folder(root, shape, user_network=user_network)
+            _make(root, target, shape, template, user_network, report)
+            frozen, _ = load_frozen(root, shape, user_network=user_network)
+    return frozen
+
+
+def _make(
+    root: str,
+    target: str,
+    shape: Shape,
+    template: Template,
+    user_network: bool,
+    report: Callable[[str], None],
+) -> None:
+    directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
+    # It knows its files by their names: made there, not moved there.
+    shutil.rmtree(target, ignore_errors=True)
+    os.mkdir(target, mode=0o700)
+    facts: dict[str, Any] = {"identity": identity(shape), "problem": ""}
+    try:
+        facts |= _freeze(directory, target, shape, template, user_network, report)
+        report("trying the frozen QEMU out")
+        _try(directory, shape, os.path.join(target, PROCESS), facts["header"])
+    except (ClocheError, OSError) as error:
+        for name in (MEMORY, PROCESS):
+            if os.path.exists(path := os.path.join(target, name)):
+                os.unlink(path)
+        if isinstance(error, OSError) and error.errno in _PASSING:
+            raise
+        facts["problem"] = str(error)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    write_atomically(os.path.join(target, MANIFEST), json.dumps(facts).encode())
+
+
+def _freeze(
+    directory: str,
+    target: str,
+    shape: Shape,
+    template: Template,
+    user_network: bool,
+    report: Callable[[str], None],
+) -> dict[str, Any]:
+    """Rehearse, and write memory and process to *target*; returns what the manifest tells of them.
+
+    In two QEMUs: the first leaves a guest behind that has done what it does once only; the second
+    then translates nothing but what every start needs, so that it lies close together.
+    """
+    memory, image = os.path.join(target, MEMORY), os.path.join(target, PROCESS)
+    copy_sparse(template.memory_file, memory)
+    config = make_bundle(directory)
+    taps = [] if user_network else _own_taps()
+    cards = [tap.fd for tap in taps]
+    try:
+        report("running containers in a VM, for a QEMU that knows how")
+        with Rehearsal(directory, config) as first:
+            first.restore(shape, template.cpu, memory, template.state, cards)
+            first.run([Act([SHELL], SCRIPT)] * ROUNDS)
+            state = first.save()
+        with Rehearsal(directory, config) as second:
+            second.restore(shape, template.cpu, memory, state, cards)
+            second.run([Act([SHELL]), Act([BRIEF], status=BRIEF_STATUS)])
+            report("freezing QEMU")
+            files = second.freeze(image, memory)
+        header = _header_size(cards[0]) if cards else 0
+    finally:
+        for tap in taps:
+            tap.close()
+    for path in (memory, image):
+        _sync(path)
+    known = [print_of(path) for path in files]
+    return {"header": header, "files": known, "size": os.stat(image).st_size}
+
+
+def _try(directory: str, shape: Shape, image: str, header: int) -> None:
+    """Have a first VM thaw, and its agent answer; BootError if it does not."""
+    loop = Loop()
+    vm = Vm(loop, directory)
+    agent = Agent(vm, lambda _: None)
+    try:
+        frozen = Frozen(find_thaw() or "", shape.qemu, image, header)
+        vm.thaw(frozen, share=directory, taps=[], otherwise=None)
+        wait(loop, vm, vm.running, TRIAL_TIMEOUT_S)
+        wait(loop, vm, agent.hello(), TRIAL_TIMEOUT_S)
+    finally:
+        vm.kill()
+        if vm.pid:
+            loop.run_until(vm.exited)
+        loop.close()
+
+
+def _header_size(tap: int) -> int:
+    """What QEMU has set: struct virtio_net_hdr comes in two sizes."""
+    (size,) = struct.unpack("i", fcntl.ioctl(tap, _TUNGETVNETHDRSZ, bytes(4)))
+    return int(size)
+
+
+def _own_taps() -> list[Tap]:
+    """Taps in a network namespace that goes with them."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare(syscalls.CLONE_NEWNET)
+        try:
+            return open_taps(NIC_SLOTS)
+        finally:
+            syscalls.setns(own, syscalls.CLONE_NEWNET)
+    finally:
+        os.close(own)
+
+
+def copy_sparse(source: str, target: str) -> None:
+    """Copy a file to a new one that only we may read, its holes as holes; OSError on failure."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    old, new = os.open(source, os.O_RDONLY | os.O_CLOEXEC), os.open(target, flags, 0o600)
+    try:
+        size = os.fstat(old).st_size
+        os.ftruncate(new, size)
+        for start, end in _data_of(old, size):
+            while start < end:
+                start += os.copy_file_range(old, new, end - start, start, start)
+    finally:
+        os.close(old)
+        os.close(new)
+
+
+def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each stretch that is no hole."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _sync(path: str) -> None:
+    """Have it on the disk: the manifest must not outlive a crash that its files do not."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

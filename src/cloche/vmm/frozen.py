@@ -1,0 +1,129 @@
+"""Frozen QEMUs: the process of a restored VM that has run containers before, kept in a file.
+
+Without KVM a start spends most of its time on what QEMU does the first time: it translates the
+guest's code. A frozen QEMU has done so. How it works is in docs/frozen.md; making one is in
+freezer.py and heart/frozen_maker.py; here is only what every start needs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+
+from cloche.base import fastjson
+from cloche.base.files import read_text
+from cloche.vmm.argv import NIC_SLOTS
+from cloche.vmm.shape import MIB, host_cpu
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from cloche.vmm.shape import Shape
+
+NAME = "cloche-thaw"
+FOLDER, MANIFEST, MEMORY, PROCESS = "frozen", "manifest.json", "memory", "process"
+USER_FOLDER = "frozen-user"
+# The accelerator whose starts a frozen QEMU makes quicker.
+FROZEN_ACCEL = "tcg"
+# Raised when what is in an image, or what a thaw hands over, changes.
+FORMAT = "1"
+
+# <linux/if_tun.h>
+_TUNSETOFFLOAD, _TUNSETSNDBUF, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D4, 0x400454D8
+_INT_MAX = (1 << 31) - 1
+
+
+class Frozen:
+    """A frozen *qemu*: *image* is its process.
+
+    *header* is the size of its taps' packet headers; 0: it has a user-mode network instead.
+    """
+
+    def __init__(self, program: str, qemu: str, image: str, header: int) -> None:
+        self.program = program
+        self.qemu = qemu
+        self.image = image
+        self.header = header
+
+    def network(self, taps: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The descriptors of all network slots, and those of them that the caller has to close.
+
+        The *taps* come first, as QEMU itself sets them up (net/tap.c); what is sent to the other
+        slots goes nowhere: an eventfd refuses to be written a packet, and never has one.
+        """
+        if not self.header:
+            return [], []
+        for tap in taps:
+            fcntl.ioctl(tap, _TUNSETSNDBUF, struct.pack("i", _INT_MAX))
+            fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", self.header))
+            # The guest has been told of none: its template has no taps.
+            fcntl.ioctl(tap, _TUNSETOFFLOAD, 0)
+        idle = [
+            os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(NIC_SLOTS - len(taps))
+        ]
+        return [*taps, *idle], idle
+
+
+def thaw_candidates() -> list[str]:
+    """The installed program, then the checkout's."""
+    checkout = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
+    return [
+        os.path.join(sys.prefix, "libexec", "cloche", NAME),
+        os.path.join(checkout, "thaw", "target", "release", NAME),
+    ]
+
+
+def find_thaw() -> str | None:
+    """The program cloche-thaw, or None when it is nowhere."""
+    return next((path for path in thaw_candidates() if os.path.exists(path)), None)
+
+
+def frozen_folder(root: str, shape: Shape, *, user_network: bool) -> str:
+    """Where the frozen QEMU of *shape*, with taps or a user-mode network, is kept."""
+    return os.path.join(root, shape.directory_name(), USER_FOLDER if user_network else FOLDER)
+
+
+def identity(shape: Shape) -> list[str]:
+    """All that a frozen QEMU depends on, beside the files that it maps.
+
+    The kernel is there for its vDSO, which QEMU's C library has looked into; the features of the
+    CPU, since both chose their code by them.
+    """
+    system = os.uname()
+    return [FORMAT, *shape.identity(), system.release, system.version, host_cpu(features=True)]
+
+
+def print_of(path: str) -> list[Any]:
+    """What tells whether a mapped file is still the same; OSError where there is none."""
+    stat = os.stat(path)
+    return [path, stat.st_size, stat.st_mtime_ns, stat.st_ino]
+
+
+def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen | None, str]:
+    """The frozen QEMU of *shape* below *root*, or None where there is none that fits and is whole.
+
+    Then also why none could be made on this host, if that is known.
+    """
+    folder = frozen_folder(root, shape, user_network=user_network)
+    program = find_thaw()
+    if program is None:
+        return None, f"{NAME} is not there (`make agent` builds it)"
+    try:
+        manifest = fastjson.loads(read_text(os.path.join(folder, MANIFEST)) or "{}")
+        if manifest.get("identity") != identity(shape):
+            return None, ""
+        if manifest["problem"]:
+            return None, str(manifest["problem"])
+        if any(print_of(known[0]) != known for known in manifest["files"]):
+            return None, ""
+        image = os.path.join(folder, PROCESS)
+        sizes = [os.stat(path).st_size for path in (os.path.join(folder, MEMORY), image)]
+        if sizes != [shape.memory * MIB, manifest["size"]]:
+            return None, ""
+        return Frozen(program, shape.qemu, image, manifest["header"]), ""
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
+        return None, ""
