@@ -1,4 +1,4 @@
-//! The agent brings its own entry point and needs no C library: see `src/start.rs`.
+//! cloche-thaw brings its own entry point and needs no C library, whose memory would be in the way.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,4 +1,6 @@
-//! Preloaded into QEMU: lets its 9p server make FIFOs, sockets and device nodes.
+//! Preloaded into QEMU: mends two things that are QEMU's own only by its libraries.
+//!
+//! It lets the 9p server make FIFOs, sockets and device nodes.
 //!
 //! QEMU's fix of CVE-2023-2861 (commit f6b0de53fb8) refuses to open special files on the host,
 //! and with security_model=passthrough hits its own `mknod`: the new node is opened with O_PATH,
@@ -9,10 +11,13 @@
 //! So `fstat` calls a special file behind an O_PATH descriptor a regular one, which is what the
 //! corrected QEMU amounts to. Symbolic links are told as they are: the same function looks for
 //! those. Descriptors that can be read or written are not touched, so the CVE stays fixed.
+//!
+//! And it takes random numbers from the kernel. TCG's RDRAND comes from GnuTLS, whose generator
+//! lives in QEMU's memory: all VMs thawed from one frozen QEMU would draw the same numbers.
 
 #![no_std]
 
-use libc::{c_int, stat64};
+use libc::{c_int, c_void, size_t, stat64};
 
 /// fstat(2) as glibc 2.33 and later name it for 64-bit file offsets.
 ///
@@ -43,6 +48,22 @@ pub unsafe extern "C" fn fstat64(fd: c_int, status: *mut stat64) -> c_int {
 #[no_mangle]
 pub unsafe extern "C" fn fstat(fd: c_int, status: *mut stat64) -> c_int {
     fstat64(fd, status)
+}
+
+/// gnutls_rnd(3): fills `data` with `length` random bytes; all levels are the kernel's.
+///
+/// # Safety
+/// `data` must point to writable memory of that size.
+#[no_mangle]
+pub unsafe extern "C" fn gnutls_rnd(_level: c_int, data: *mut c_void, length: size_t) -> c_int {
+    let mut done = 0;
+    while done < length {
+        // SAFETY: the caller's memory, less what is filled already.
+        let count = libc::getrandom(data.add(done), length - done, 0);
+        // Less than 0: a signal came; the kernel has no other reason here (getrandom(2)).
+        done += usize::try_from(count).unwrap_or(0);
+    }
+    0
 }
 
 #[cfg(not(test))]

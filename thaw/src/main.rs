@@ -13,7 +13,7 @@
 use core::arch::{asm, global_asm};
 use core::panic::PanicInfo;
 
-use linux_raw_sys::auxvec::AT_SYSINFO_EHDR;
+use linux_raw_sys::auxvec::{AT_EXECFN, AT_SYSINFO_EHDR};
 use linux_raw_sys::general as raw;
 
 global_asm!(
@@ -40,7 +40,12 @@ struct Header {
     size: u64,
     /// Address of the main thread's first step.
     begin: u64,
+    /// Address of a struct prctl_mm_map, which gets the place of this program's arguments.
+    map: u64,
 }
+
+/// Where in that structure they are, in words: their start and end, and the environment's.
+const ARGUMENTS: usize = 7;
 
 /// One step of a script.
 #[repr(C)]
@@ -67,7 +72,7 @@ const FROM_VDSO: u64 = 8;
 unsafe extern "C" fn main(stack: *const usize) -> ! {
     // SAFETY: the kernel has put arguments, environment and auxiliary vector there.
     let (fd, vdso) = unsafe { (number(argument(stack)), auxiliary(stack, AT_SYSINFO_EHDR)) };
-    let mut header = Header { magic: 0, size: 0, begin: 0 };
+    let mut header = Header { magic: 0, size: 0, begin: 0, map: 0 };
     let size = core::mem::size_of::<Header>() as u64;
     // SAFETY: the buffer is of that size.
     let got = unsafe { call(raw::__NR_pread64, [fd, &raw mut header as u64, size, 0, 0, 0]) };
@@ -82,7 +87,15 @@ unsafe extern "C" fn main(stack: *const usize) -> ! {
         fail(raw::__NR_mmap.into(), at);
     }
     // SAFETY: the image was made by cloche for this address; only root can write to it.
-    unsafe { follow(header.begin as *const Step, vdso) }
+    unsafe {
+        // There is no environment: behind the arguments comes the program's path.
+        let (start, end) = (*stack.add(1) as u64, auxiliary(stack, AT_EXECFN));
+        let places = (header.map as *mut u64).add(ARGUMENTS);
+        for (index, place) in [start, end, end, end].into_iter().enumerate() {
+            places.add(index).write(place);
+        }
+        follow(header.begin as *const Step, vdso)
+    }
 }
 
 /// Carries out the steps from `step` on.

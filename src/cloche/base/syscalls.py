@@ -209,3 +209,18 @@ def prctl_name(name: str) -> None:
 def personality(persona: int) -> None:
     """Set the execution domain (personality(2)), which is kept by an exec; OSError on failure."""
     _check(_libc.personality(ctypes.c_ulong(persona)), "personality")
+
+
+_RLIMIT_NOFILE = 7
+
+
+def hard_file_limit() -> int:
+    """The hard RLIMIT_NOFILE of this process (the resource module is one more to import)."""
+    limits = (ctypes.c_uint64 * 2)()
+    _check(_libc.getrlimit(_RLIMIT_NOFILE, limits), "getrlimit")
+    return int(limits[1])
+
+
+def set_file_limit(most: int) -> None:
+    """Set RLIMIT_NOFILE, soft and hard; OSError on failure."""
+    _check(_libc.setrlimit(_RLIMIT_NOFILE, (ctypes.c_uint64 * 2)(most, most)), "setrlimit")

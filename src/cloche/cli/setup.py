@@ -125,14 +125,17 @@ def make_frozen(
     if shape.accel != FROZEN_ACCEL:
         return Row(title, "none", f"starts with {shape.accel} have nothing to translate")
     report.step(f"Looking for a {title}, of the default shape")
-    frozen = frozen_maker.make_frozen(
-        settings.templates,
-        shape,
-        template,
-        user_network=user_network,
-        again=True,
-        report=lambda text: report.step(f"Making a {title}: {text}"),
-    )
+    try:
+        frozen = frozen_maker.make_frozen(
+            settings.templates,
+            shape,
+            template,
+            user_network=user_network,
+            again=True,
+            report=lambda text: report.step(f"Making a {title}: {text}"),
+        )
+    except (ClocheError, OSError) as error:
+        return Row(title, "none", f"starts take longer: {error}")
     if frozen is None:
         _, problem = load_frozen(settings.templates, shape, user_network=user_network)
         return Row(title, "none", f"starts take longer: {problem}")
@@ -144,6 +147,8 @@ def make_frozen(
 def remove_unused(settings: Settings) -> list[str]:
     """Remove what no VM will start from any more, of this or another installation."""
     data_root = Path(settings.data_root)
+    if not settings.freeze:
+        frozen_maker.remove_all(settings.templates)
     with build.setup_lock(data_root):
         removed = build.remove_unused(data_root)
         wanted = build.wanted_guests(data_root)
@@ -186,10 +191,9 @@ def stale_reasons(settings: Settings) -> list[str]:
                 load_frozen(settings.templates, shape, user_network=user_network)
                 for user_network in (False, True)
             ]
-            problems = [problem for frozen, problem in found if frozen is None]
-            if problems:
-                why = problems[0] or "none for this QEMU, its libraries, CPU, kernel and guest"
-                reasons.append(f"frozen QEMU: {why}")
+            # What this host cannot do no setup brings about.
+            if any(frozen is None and not problem for frozen, problem in found):
+                reasons.append("frozen QEMU: none for this QEMU, its libraries, CPU and kernel")
     return reasons
 
 

@@ -81,6 +81,7 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             channel.send({"event": "hooks done"})
         elif event == "relaunched":
             _join_cgroup(request, [message["vm_pid"]])
+            channel.send({"event": "joined"})
         elif event == "error":
             raise ClocheError(message["message"], hint=message["hint"])
         elif event == "listening":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -9,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
@@ -20,9 +22,11 @@ from cloche.heart.rehearsal import BRIEF, BRIEF_STATUS, SCRIPT, SHELL, Act, Rehe
 from cloche.host.taps import open_taps
 from cloche.vmm.argv import NIC_SLOTS
 from cloche.vmm.frozen import (
+    FOLDER,
     MANIFEST,
     MEMORY,
     PROCESS,
+    USER_FOLDER,
     Frozen,
     find_thaw,
     frozen_folder,
@@ -44,8 +48,6 @@ if TYPE_CHECKING:
 ROUNDS = 3
 TRIAL_TIMEOUT_S = 30.0
 _TUNGETVNETHDRSZ = 0x800454D7  # <linux/if_tun.h>
-# No fault of this host's: the next start tries again.
-_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 def make_frozen(
@@ -59,19 +61,23 @@ def make_frozen(
 ) -> Frozen | None:
     """Freeze a VM of *shape*, made from *template*, below *root*; None where that cannot be done.
 
-    It has a user-mode network, or taps. Two makers of one shape wait for each other, and the
-    second finds the first one's work. What this host turns out to be unable to do is noted, and
-    only tried *again* when told to. ClocheError or OSError for what may be otherwise the next
-    time: no space, say.
+    It has a user-mode network, or taps. Told to try *again*, it waits for another maker, tries
+    out what there is, and does not mind that none could be made the last time; else it leaves all
+    that to others: what could not be done is noted, and not tried again for an hour. ClocheError
+    or OSError when not even that can be written.
     """
-    with alone_in(root):
+    root = os.path.realpath(root)  # as QEMU's descriptors and maps tell of it
+    with contextlib.suppress(BlockingIOError), alone_in(root, wait=again):
         frozen, problem = load_frozen(root, shape, user_network=user_network)
+        if again and frozen is not None and not _thaws(root, frozen):
+            frozen = None
         if frozen is None and (again or not problem):
             check_space(root, shape)
             target = frozen_folder(root, shape, user_network=user_network)
             _make(root, target, shape, template, user_network, report)
             frozen, _ = load_frozen(root, shape, user_network=user_network)
-    return frozen
+        return frozen
+    return None
 
 
 def _make(
@@ -86,17 +92,15 @@ def _make(
     # It knows its files by their names: made there, not moved there.
     shutil.rmtree(target, ignore_errors=True)
     os.mkdir(target, mode=0o700)
-    facts: dict[str, Any] = {"identity": identity(shape), "problem": ""}
+    facts: dict[str, Any] = {"identity": identity(shape), "problem": "", "time": time.time()}
     try:
         facts |= _freeze(directory, target, shape, template, user_network, report)
         report("trying the frozen QEMU out")
-        _try(directory, shape, os.path.join(target, PROCESS), facts["header"])
+        _try(directory, Frozen(find_thaw() or "", shape.qemu, target, facts["header"]))
     except (ClocheError, OSError) as error:
         for name in (MEMORY, PROCESS):
             if os.path.exists(path := os.path.join(target, name)):
                 os.unlink(path)
-        if isinstance(error, OSError) and error.errno in _PASSING:
-            raise
         facts["problem"] = str(error)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -142,13 +146,29 @@ def _freeze(
     return {"header": header, "files": known, "size": os.stat(image).st_size}
 
 
-def _try(directory: str, shape: Shape, image: str, header: int) -> None:
+def remove_all(root: str) -> None:
+    """Remove all frozen QEMUs below *root*; what runs goes on."""
+    for name in os.listdir(root) if os.path.isdir(root) else []:
+        for folder in (FOLDER, USER_FOLDER):
+            shutil.rmtree(os.path.join(root, name, folder), ignore_errors=True)
+
+
+def _thaws(root: str, frozen: Frozen) -> bool:
+    """Whether a frozen QEMU comes to life."""
+    with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=root) as directory:
+        try:
+            _try(directory, frozen)
+        except (ClocheError, OSError):
+            return False
+    return True
+
+
+def _try(directory: str, frozen: Frozen) -> None:
     """Have a first VM thaw, and its agent answer; BootError if it does not."""
     loop = Loop()
     vm = Vm(loop, directory)
     agent = Agent(vm, lambda _: None)
     try:
-        frozen = Frozen(find_thaw() or "", shape.qemu, image, header)
         vm.thaw(frozen, share=directory, taps=[], otherwise=None)
         wait(loop, vm, vm.running, TRIAL_TIMEOUT_S)
         wait(loop, vm, agent.hello(), TRIAL_TIMEOUT_S)
@@ -187,7 +207,10 @@ def copy_sparse(source: str, target: str) -> None:
         os.ftruncate(new, size)
         for start, end in _data_of(old, size):
             while start < end:
-                start += os.copy_file_range(old, new, end - start, start, start)
+                count = os.copy_file_range(old, new, end - start, start, start)
+                if count == 0:
+                    raise OSError(errno.EIO, "nothing could be copied", target)
+                start += count
     finally:
         os.close(old)
         os.close(new)

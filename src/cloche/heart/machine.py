@@ -122,16 +122,20 @@ def start_machine(
     warnings: list[str] = []
     user_network = not taps and request.has_user_network()
     frozen = _find_frozen(request, choice, user_network, warnings)
+
+    def otherwise(held: Sequence[int]) -> None:
+        if frozen is not None:
+            frozen.give_up()
+        _launch(vm, request, choice, share, held, warnings)
+
     if frozen is None:
+        otherwise(taps)
+        return vm, choice.shape, warnings
+    try:
+        vm.thaw(frozen, share=share.directory, taps=taps, image=request.image, otherwise=otherwise)
+    except OSError as error:  # it was taken away just now, or there is no descriptor left
+        warnings.append(f"VM: started from its template: thawing: {error}")
         _launch(vm, request, choice, share, taps, warnings)
-    else:
-        vm.thaw(
-            frozen,
-            share=share.directory,
-            taps=taps,
-            image=request.image,
-            otherwise=lambda held: _launch(vm, request, choice, share, held, warnings),
-        )
     return vm, choice.shape, warnings
 
 

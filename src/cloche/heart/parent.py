@@ -21,6 +21,8 @@ class Parent:
         self._loop = loop
         self._channel = channel
         self._hooks = Future()
+        self._joined = Future()
+        self._joined.set()
         # Completes when `create` ends before the container exists.
         self.gave_up = Future()
         self._is_created = False
@@ -33,12 +35,17 @@ class Parent:
         """Completes once the hooks of the runtime namespace have run; fails if `create` ends."""
         return self._hooks
 
+    def joined(self) -> Future:
+        """Completes once QEMU is in the container's cgroup."""
+        return self._joined
+
     def listening(self) -> None:
         """Signals are the program's from now on; until then Ctrl-C gives the start up."""
         self._send({"event": "listening"})
 
     def relaunched(self, vm_pid: int) -> None:
         """QEMU is process *vm_pid* now."""
+        self._joined = Future()
         self._send({"event": "relaunched", "vm_pid": vm_pid})
 
     def created(
@@ -58,7 +65,8 @@ class Parent:
         if data == b"":
             self._loop.unwatch(self._channel.fd)
             self._open = False
-            self._hooks.fail(ClocheError("create: given up by its caller"))
+            for future in (self._hooks, self._joined):
+                future.fail(ClocheError("create: given up by its caller"))
             if not self._is_created:
                 self.gave_up.set()
             return
@@ -66,5 +74,6 @@ class Parent:
         while b"\n" in self._buffer:
             line, self._buffer = self._buffer.split(b"\n", 1)
             with contextlib.suppress(ValueError):
-                if fastjson.loads(line).get("event") == "hooks done":
-                    self._hooks.set()
+                event = fastjson.loads(line).get("event")
+                if event in ("hooks done", "joined"):
+                    (self._hooks if event == "hooks done" else self._joined).set()

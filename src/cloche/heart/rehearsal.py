@@ -21,7 +21,7 @@ from cloche.model.oci import Config, load_config
 from cloche.model.plan import Layout, compile_container, compile_process
 from cloche.model.spec import default_spec
 from cloche.vmm.argv import EMPTY_SLOT_SIZE
-from cloche.vmm.freezer import freeze
+from cloche.vmm.freezer import descriptor_of, freeze
 from cloche.vmm.frozen import find_thaw
 from cloche.vmm.template_maker import save, wait
 from cloche.vmm.vm import AGENT_FD, CONSOLE_FD, FIRST_TAP_FD, QMP_FD, Vm
@@ -121,13 +121,13 @@ class Rehearsal:
     def freeze(self, image: str, memory: str) -> list[str]:
         """Write QEMU's process to *image*; returns what it maps beside that and *memory*."""
         self._wait(self._vm.command("stop"))
-        return freeze(self._vm.pid, image, self._slots(), memory=memory)
+        return freeze(self._vm.pid, image, self._slots(memory), memory=memory)
 
-    def _slots(self) -> dict[int, int]:
+    def _slots(self, memory: str) -> dict[int, int]:
         """QEMU's descriptors → those of cloche-thaw, as Vm.thaw hands them over."""
-        folder = f"/proc/{self._vm.pid}/fd"
-        by_target = {os.readlink(f"{folder}/{name}"): int(name) for name in os.listdir(folder)}
-        numbers = [AGENT_FD, QMP_FD, CONSOLE_FD, by_target[self._share], by_target[self._image]]
+        paths = (self._share, self._image, memory)
+        numbers = [AGENT_FD, QMP_FD, CONSOLE_FD]
+        numbers += [descriptor_of(self._vm.pid, path) for path in paths]
         numbers += range(FIRST_TAP_FD, FIRST_TAP_FD + self._cards)
         return {number: AGENT_FD + index for index, number in enumerate(numbers)}
 

@@ -169,6 +169,7 @@ class Sandbox:
         steps.append(created)
         # Its program is to run in its cgroup on the host; making it need not wait for that.
         await self.parent.hooks_done()
+        await self.parent.joined()
         self.request.timings.mark("hooks done")
         self._listen(container)
         self.warnings += container.bound_vm()  # the guest is busy, and has not started it yet

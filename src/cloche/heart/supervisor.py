@@ -41,7 +41,7 @@ def supervise(request: Request, channel_fd: int) -> int:
         from cloche.heart.sandbox import Sandbox
 
         sandbox = Sandbox(loop, request, vm, share, taps, channel)
-        sandbox.warnings += warnings
+        sandbox.warnings = warnings  # a launch that is still to come adds to them
         sandbox.memory_mib = shape.memory
         sandbox.cpus = shape.cpus
         status: int = loop.run_until(loop.start(sandbox.run()))

@@ -6,6 +6,7 @@ What stands there is in docs/frozen.md. QEMU must be idle, with its guest stoppe
 from __future__ import annotations
 
 import os
+import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,17 +33,24 @@ if TYPE_CHECKING:
     from cloche.vmm.ptrace import Thread
 
 # System calls of x86-64.
-_OPEN, _CLOSE, _MMAP, _RT_SIGACTION, _MREMAP, _FCNTL = 2, 3, 9, 13, 25, 72
+_OPEN, _CLOSE, _MMAP, _BRK, _RT_SIGACTION, _MREMAP, _MADVISE, _FCNTL = 2, 3, 9, 12, 13, 25, 28, 72
 _SIGALTSTACK, _PRCTL, _ARCH_PRCTL, _SET_TID_ADDRESS = 131, 157, 158, 218
 _SET_ROBUST_LIST, _SIGNALFD4, _EVENTFD2, _EPOLL_CREATE1, _DUP3 = 273, 289, 290, 291, 292
-_SECCOMP, _RSEQ, _CLOSE_RANGE = 317, 334, 436
+_PERSONALITY, _SECCOMP, _RSEQ, _CLOSE_RANGE = 135, 317, 334, 436
 
 _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x2, 0x10, 0x20
 _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0x4000, 0x100000
 _MREMAP_MAYMOVE, _MREMAP_FIXED = 1, 2
 _F_SETFL = 4
 _ARCH_SET_FS = 0x1002
-_PR_SET_NAME, _PR_GET_TID_ADDRESS = 15, 40
+_PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_MM, _PR_GET_TID_ADDRESS = 15, 29, 35, 40
+_PR_SET_MM_MAP, _MM_MAP_WORDS = 14, 13
+# VmFlags of smaps → what madvise(2) is told for them.
+_ADVICE = {"dc": 10, "mg": 12, "dd": 16}  # MADV_DONTFORK, MADV_MERGEABLE, MADV_DONTDUMP
+# In place of a descriptor: none, and the one that was opened last.
+_NO_FD, _KEPT_FD = -1, -2
+# Libraries with a random generator in memory that cloche's preload does not replace.
+_STATEFUL = ("libgcrypt",)
 _SECCOMP_SET_MODE_FILTER = 1
 # As pthread_create(3) has it: VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID,
 # CHILD_CLEARTID.
@@ -62,17 +70,16 @@ def freeze(pid: int, path: str, slots: Mapping[int, int], *, memory: str) -> lis
     """Write the process *pid* to the file *path*; returns the files that it maps besides.
 
     *slots* are the descriptors to be handed to a thaw: QEMU's number, and the number at which
-    cloche-thaw finds it; the image follows them. *memory* is the file of the guest's memory, which
-    every thaw maps copy-on-write. ClocheError when QEMU has something that cannot be brought back,
-    OSError when this host does not let it be looked at.
+    cloche-thaw finds it; the image follows them. *memory* is the file of the guest's memory, one
+    of the slots, which every thaw maps copy-on-write. ClocheError when QEMU has something that
+    cannot be brought back, OSError when this host does not let it be looked at.
     """
-    threads = ptrace.stop_all(pid)
-    try:
-        with Process(pid) as process, open(path, "wb", opener=_private) as image:
-            return _Freezer(process, threads, slots, memory).write(image)
-    finally:
-        for thread in threads:
-            thread.release()
+    with (
+        ptrace.stopped(pid) as threads,
+        Process(pid) as process,
+        open(path, "wb", opener=_private) as image,
+    ):
+        return _Freezer(process, threads, slots, memory).write(image)
 
 
 def _private(path: str, flags: int) -> int:
@@ -98,6 +105,7 @@ class _Freezer:
         self.slots = slots
         self.memory = memory
         self.image_fd = max(slots.values()) + 1
+        self.memory_fd = _ASIDE + slots[descriptor_of(process.pid, memory)]
         self.regions = process.regions()
         self.vdso = next(region for region in self.regions if region.path == "[vdso]")
         code = process.read(self.vdso.start, self.vdso.size)
@@ -106,15 +114,21 @@ class _Freezer:
 
     def write(self, image: BinaryIO) -> list[str]:
         """Write script and memory; returns the files that are mapped, less the guest's memory."""
+        self._refuse_unknown()
         main, *others = [self._thread(thread) for thread in self.threads]
+        mm_map = self._mm_map()
         actions = self._signal_actions()
         steps = self._descriptors_aside()
         steps += self._vdso()
         steps += self._files()
         steps += self._anonymous()
         steps += self._written(image)
+        steps += self._advice()
+        steps.call(_PRCTL, _PR_SET_MM, _PR_SET_MM_MAP, mm_map, 8 * _MM_MAP_WORDS)
         steps += self._descriptors()
         steps += actions
+        steps.call(_PRCTL, _PR_SET_TIMERSLACK, int(self._proc("timerslack_ns")))
+        steps.call(_PERSONALITY, int(self._proc("personality"), 16))
         steps += self._seccomp()
         for state in others:
             begin = self.script.steps(state.steps)
@@ -123,11 +137,26 @@ class _Freezer:
         steps.call(_ARCH_PRCTL, _ARCH_SET_FS, main.tls)
         steps.call(_SET_TID_ADDRESS, main.tid_address)
         steps += main.steps
-        script = self.script.finish(steps)
+        script = self.script.finish(steps, mm_map)
         image.seek(0)
         image.write(script)
         paths = {region.path for region in self.regions if region.is_of_file}
         return sorted(paths - {self.memory})
+
+    def _proc(self, name: str) -> str:
+        with open(f"/proc/{self.process.pid}/{name}", encoding="utf-8") as file:
+            return file.read()
+
+    def _refuse_unknown(self) -> None:
+        """ClocheError for what no script brings back, or must not be the same in all VMs."""
+        for region in self.regions:
+            known = region.is_of_file or region.is_anonymous or region.is_kernels_own
+            if not known and region.path != "[vsyscall]":
+                raise ClocheError(f"freezing: QEMU maps {region.path}")
+            if any(name in region.path for name in _STATEFUL):
+                raise ClocheError(f"freezing: QEMU draws random numbers from {region.path}")
+        if self._proc("timers"):
+            raise ClocheError("freezing: QEMU has a POSIX timer")
 
     # ---- threads
 
@@ -175,13 +204,35 @@ class _Freezer:
     def _seccomp(self) -> Steps:
         """The last thing before there are threads: all inherit it."""
         steps = Steps()
-        for program in self.threads[0].seccomp_filters():
+        # Those that we run under ourselves every QEMU inherits from who starts it.
+        for program in self.threads[0].seccomp_filters()[_own_filters() :]:
             length = len(program) // 8
             fprog = struct.pack("<HxxxxxxQ", length, self.script.place(program))
             steps.call(_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, self.script.place(fprog))
         return steps
 
     # ---- memory
+
+    def _mm_map(self) -> int:
+        """Place a struct prctl_mm_map (prctl(2)) for QEMU's program break, and the rest of it.
+
+        malloc(3) takes the break for its own: where that is another one it ruins its heap.
+        """
+        words = self._proc("stat").rpartition(")")[2].split()  # from the 3rd on
+        start_code, end_code, start_stack = (int(word) for word in words[23:26])
+        start_data, end_data, start_brk = (int(word) for word in words[42:45])
+        end_brk = self._call(self.threads[0], _BRK, 0)
+        code = (start_code, end_code, start_data, end_data, start_brk, end_brk, start_stack)
+        # The arguments are filled in by cloche-thaw; no auxiliary vector, no other executable.
+        return self.script.place(struct.pack("<7Q4QQIi", *code, 0, 0, 0, 0, 0, 0, -1))
+
+    def _advice(self) -> Steps:
+        steps = Steps()
+        for region in self.regions:
+            for flag, advice in _ADVICE.items():
+                if flag in region.flags and not region.is_kernels_own:
+                    steps.call(_MADVISE, region.start, region.size, advice)
+        return steps
 
     def _vdso(self) -> Steps:
         """The C library knows where functions of the vDSO are: it has to be there again."""
@@ -203,11 +254,15 @@ class _Freezer:
         for path, regions in by_path.items():
             if path.endswith(" (deleted)"):
                 raise ClocheError(f"freezing: QEMU maps {path}")
+            if path == self.memory:
+                for region in regions:
+                    _map(steps, region, self.memory_fd, region.offset)
+                continue
             steps.call(_OPEN, self.script.text(path), os.O_RDONLY | os.O_CLOEXEC, flags=KEEP)
             for region in regions:
-                if region.is_shared and path != self.memory:
+                if region.is_shared:
                     raise ClocheError(f"freezing: QEMU shares memory with {path}")
-                _map(steps, region, 0, region.offset, flags=KEPT_FIFTH)
+                _map(steps, region, _KEPT_FD, region.offset)
             steps.call(_CLOSE, 0, flags=KEPT_FIRST)
         return steps
 
@@ -220,8 +275,8 @@ class _Freezer:
                 raise ClocheError("freezing: QEMU has shared memory without a file")
             if region.path == "[stack]":
                 region.start -= max(0, _STACK_SIZE - region.size)
-                region.is_unreserved = True
-            _map(steps, region, _MAP_ANONYMOUS, 0, flags=0)
+                region.flags.append("nr")
+            _map(steps, region, _NO_FD, 0)
         return steps
 
     def _written(self, image: BinaryIO) -> Steps:
@@ -255,6 +310,8 @@ class _Freezer:
         for number in sorted(int(name) for name in os.listdir(f"{folder}/fd")):
             if number < _FIRST_FD:
                 continue
+            if number >= _ASIDE:
+                raise ClocheError(f"freezing: QEMU has {number} descriptors open")
             with open(f"{folder}/fdinfo/{number}", encoding="ascii") as file:
                 info = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
             flags = int(info["flags"], 8)
@@ -280,9 +337,6 @@ class _Freezer:
             steps.call(_SIGNALFD4, -1, mask, _SIGSET_SIZE, kept, flags=KEEP)
         elif target == "anon_inode:[eventpoll]" and "tfd" not in info:
             steps.call(_EPOLL_CREATE1, flags & os.O_CLOEXEC, flags=KEEP)
-        elif target == self.memory:
-            # QEMU has mapped it; nobody is to write to what others start from.
-            steps.call(_OPEN, self.script.text(target), os.O_RDONLY | kept, flags=KEEP)
         elif target == os.devnull:
             access = flags & os.O_ACCMODE
             steps.call(_OPEN, self.script.text(target), access | kept, flags=KEEP)
@@ -290,10 +344,28 @@ class _Freezer:
             raise ClocheError(f"freezing: QEMU has {target} open")
 
 
-def _map(steps: Steps, region: Region, kind: int, offset: int, *, flags: int) -> None:
-    """Map *region* anew, where nothing is yet; with no KEPT_FIFTH among the *flags* of no file."""
-    how = kind | _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
+def _map(steps: Steps, region: Region, fd: int, offset: int) -> None:
+    """Map *region* anew, where nothing is yet."""
+    how = _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
     if region.is_unreserved:
         how |= _MAP_NORESERVE
-    fd = 0 if flags & KEPT_FIFTH else -1
+    if fd == _NO_FD:
+        how |= _MAP_ANONYMOUS
+    flags = KEPT_FIFTH if fd == _KEPT_FD else 0
     steps.call(_MMAP, region.start, region.size, region.protection, how, fd, offset, flags=flags)
+
+
+def descriptor_of(pid: int, path: str) -> int:
+    """The only descriptor of the process that is open for *path*."""
+    folder = f"/proc/{pid}/fd"
+    found = [int(name) for name in os.listdir(folder) if os.readlink(f"{folder}/{name}") == path]
+    if len(found) != 1:
+        raise ClocheError(f"freezing: QEMU has {path} open {len(found)} times")
+    return found[0]
+
+
+def _own_filters() -> int:
+    """How many seccomp filters this process has (proc(5))."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        found = re.search(r"^Seccomp_filters:\s*(\d+)", file.read(), re.MULTILINE)
+    return int(found[1]) if found else 0

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import struct
 import sys
+import zlib
+from time import time
 
 from cloche.base import fastjson
 from cloche.base.files import read_text
+from cloche.base.quick import suppress
 from cloche.vmm.argv import NIC_SLOTS
+from cloche.vmm.launch import file_limit
 from cloche.vmm.shape import MIB, host_cpu
 
 TYPE_CHECKING = False
@@ -29,6 +34,8 @@ FOLDER, MANIFEST, MEMORY, PROCESS = "frozen", "manifest.json", "memory", "proces
 USER_FOLDER = "frozen-user"
 # The accelerator whose starts a frozen QEMU makes quicker.
 FROZEN_ACCEL = "tcg"
+# How long nobody tries again where none could be made, in seconds.
+RETRY_S = 3600
 # Raised when what is in an image, or what a thaw hands over, changes.
 FORMAT = "1"
 
@@ -38,22 +45,42 @@ _INT_MAX = (1 << 31) - 1
 
 
 class Frozen:
-    """A frozen *qemu*: *image* is its process.
+    """A frozen *qemu*, in *folder*.
 
     *header* is the size of its taps' packet headers; 0: it has a user-mode network instead.
     """
 
-    def __init__(self, program: str, qemu: str, image: str, header: int) -> None:
+    def __init__(self, program: str, qemu: str, folder: str, header: int) -> None:
         self.program = program
         self.qemu = qemu
-        self.image = image
+        self.folder = folder
         self.header = header
+
+    def open(self) -> list[int]:
+        """Descriptors of memory and process, of one making; OSError where they are gone."""
+        folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        fds: list[int] = []
+        try:
+            for name in (MEMORY, PROCESS):
+                fds.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        finally:
+            os.close(folder)
+        return fds
+
+    def give_up(self) -> None:
+        """It does not thaw: the next start makes another one."""
+        with suppress(OSError):
+            os.unlink(os.path.join(self.folder, MANIFEST))
 
     def network(self, taps: Sequence[int]) -> tuple[list[int], list[int]]:
         """The descriptors of all network slots, and those of them that the caller has to close.
 
         The *taps* come first, as QEMU itself sets them up (net/tap.c); what is sent to the other
-        slots goes nowhere: an eventfd refuses to be written a packet, and never has one.
+        slots goes nowhere: an epoll instance cannot be written, and never has anything to read.
         """
         if not self.header:
             return [], []
@@ -62,9 +89,8 @@ class Frozen:
             fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", self.header))
             # The guest has been told of none: its template has no taps.
             fcntl.ioctl(tap, _TUNSETOFFLOAD, 0)
-        idle = [
-            os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(NIC_SLOTS - len(taps))
-        ]
+        with select.epoll() as nothing:
+            idle = [os.dup(nothing.fileno()) for _ in range(NIC_SLOTS - len(taps))]
         return [*taps, *idle], idle
 
 
@@ -94,7 +120,17 @@ def identity(shape: Shape) -> list[str]:
     CPU, since both chose their code by them.
     """
     system = os.uname()
-    return [FORMAT, *shape.identity(), system.release, system.version, host_cpu(features=True)]
+    kernel = [system.release, system.version, _kernel_build()]
+    return [FORMAT, *shape.identity(), *kernel, host_cpu(features=True), str(file_limit())]
+
+
+def _kernel_build() -> str:
+    """What tells builds of one version apart: the notes hold the linker's build id."""
+    try:
+        with open("/sys/kernel/notes", "rb") as file:
+            return f"{zlib.crc32(file.read()):08x}"
+    except OSError:
+        return ""
 
 
 def print_of(path: str) -> list[Any]:
@@ -106,7 +142,7 @@ def print_of(path: str) -> list[Any]:
 def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen | None, str]:
     """The frozen QEMU of *shape* below *root*, or None where there is none that fits and is whole.
 
-    Then also why none could be made on this host, if that is known.
+    Then also why none could be made on this host, if that was tried within the last hour.
     """
     folder = frozen_folder(root, shape, user_network=user_network)
     program = find_thaw()
@@ -117,13 +153,14 @@ def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen 
         if manifest.get("identity") != identity(shape):
             return None, ""
         if manifest["problem"]:
-            return None, str(manifest["problem"])
+            # It may have been a passing one.
+            is_old = time() - manifest["time"] > RETRY_S
+            return None, "" if is_old else str(manifest["problem"])
         if any(print_of(known[0]) != known for known in manifest["files"]):
             return None, ""
-        image = os.path.join(folder, PROCESS)
-        sizes = [os.stat(path).st_size for path in (os.path.join(folder, MEMORY), image)]
+        sizes = [os.stat(os.path.join(folder, name)).st_size for name in (MEMORY, PROCESS)]
         if sizes != [shape.memory * MIB, manifest["size"]]:
             return None, ""
-        return Frozen(program, shape.qemu, image, manifest["header"]), ""
+        return Frozen(program, shape.qemu, folder, manifest["header"]), ""
     except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
         return None, ""

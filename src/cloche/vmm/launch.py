@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIRST_FD = 3
+MOST_FILES = 1 << 20
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
 NOT_STARTED = 127
+
+
+def file_limit() -> int:
+    """How many descriptors QEMU may have: not the caller's own limit, which differs by caller.
+
+    Its 9p server asks once, when it starts, how many files it may keep open.
+    """
+    return min(MOST_FILES, syscalls.hard_file_limit())
 
 
 def launch_qemu(
@@ -70,6 +79,7 @@ def _become_qemu(
         if not huge_pages:
             syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
         _arrange_descriptors(fds, log_fd)
+        syscalls.set_file_limit(file_limit())
         os.chdir("/")
         step = "exec"
         if program:

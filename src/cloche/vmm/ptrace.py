@@ -5,11 +5,18 @@ Through ptrace(2), which nothing on the start path uses.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import os
+import signal
 import struct
 
 from cloche.base.errors import ClocheError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PTRACE_SINGLESTEP = 9
 _PTRACE_DETACH = 17
@@ -65,10 +72,12 @@ class Thread:
         """Let it go on."""
         _ptrace(_PTRACE_DETACH, self.tid)
 
-    def _wait(self) -> None:
+    def _wait(self) -> int:
+        """The signal, or event, that it has stopped with."""
         _, status = os.waitpid(self.tid, _WALL)
         if not os.WIFSTOPPED(status):
             raise ClocheError(f"thread {self.tid}: it ended instead of stopping")
+        return os.WSTOPSIG(status)
 
     def registers(self) -> dict[str, int]:
         """All general registers, by name."""
@@ -118,6 +127,10 @@ class Thread:
                 count = _ptrace(_PTRACE_SECCOMP_GET_FILTER, self.tid, len(filters), buffer)
             except FileNotFoundError:
                 return filters[::-1]  # the index counts from the last one
+            except OSError as error:
+                if error.errno != errno.EINVAL or filters:  # it has none at all
+                    raise
+                return []
             filters.append(buffer.raw[: 8 * count])
 
     def call(self, instruction: int, number: int, *arguments: int) -> int:
@@ -128,22 +141,32 @@ class Thread:
         changed |= dict(zip(_ARGUMENTS, arguments, strict=False))
         self._set_registers(changed)
         _ptrace(_PTRACE_SINGLESTEP, self.tid)
-        self._wait()
-        result = self.registers()["rax"]
+        stopped_by, after = self._wait(), self.registers()
         self._set_registers(before)
+        if stopped_by != signal.SIGTRAP or after["rip"] != instruction + len(_SYSCALL):
+            raise ClocheError(f"thread {self.tid}: signal {stopped_by} came between")
+        result = after["rax"]
         return result - (1 << 64) if result >> 63 else result
 
 
-def stop_all(pid: int) -> list[Thread]:
-    """Stop all threads of the process, its main one first in the list."""
-    stopped: dict[int, Thread] = {}
-    while True:
-        new = [int(name) for name in os.listdir(f"/proc/{pid}/task") if int(name) not in stopped]
-        if not new:
-            return [stopped.pop(pid), *stopped.values()]
-        for tid in new:
-            stopped[tid] = Thread(tid)
-            stopped[tid].stop()
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[list[Thread]]:
+    """All threads of the process, stopped meanwhile; its main one is the first in the list."""
+    threads: dict[int, Thread] = {}
+    try:
+        while True:
+            found = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+            new = [tid for tid in found if tid not in threads]
+            if not new:
+                break
+            for tid in new:
+                threads[tid] = Thread(tid)
+                threads[tid].stop()
+        yield [threads[pid], *(thread for tid, thread in threads.items() if tid != pid)]
+    finally:
+        for thread in threads.values():
+            with contextlib.suppress(OSError):  # it may have been killed
+                thread.release()
 
 
 def find_syscall(code: bytes, address: int) -> int:

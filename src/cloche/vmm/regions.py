@@ -23,7 +23,7 @@ _PRESENT, _SWAPPED, _OF_FILE = 1 << 63, 1 << 62, 1 << 61
 
 
 class Region:
-    """What one line of /proc/PID/maps tells of; *is_unreserved*: MAP_NORESERVE."""
+    """What one line of /proc/PID/maps tells of; *flags* are the VmFlags of smaps (proc(5))."""
 
     def __init__(self, line: str) -> None:
         words = line.rstrip("\n").split(maxsplit=5)
@@ -32,12 +32,17 @@ class Region:
         self.is_shared = "s" in words[1]
         self.offset = int(words[2], 16)
         self.path = words[5] if len(words) > 5 else ""
-        self.is_unreserved = False
+        self.flags: list[str] = []
 
     @property
     def size(self) -> int:
         """In bytes."""
         return self.end - self.start
+
+    @property
+    def is_unreserved(self) -> bool:
+        """Whether no memory is set aside for it (MAP_NORESERVE)."""
+        return "nr" in self.flags
 
     @property
     def is_of_file(self) -> bool:
@@ -97,7 +102,7 @@ def parse_smaps(text: str) -> list[Region]:
         if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
             found.append(Region(line))
         elif line.startswith("VmFlags:"):
-            found[-1].is_unreserved = "nr" in line.split()
+            found[-1].flags = line.split()[1:]
     return found
 
 

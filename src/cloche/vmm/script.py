@@ -18,7 +18,7 @@ SPAWN, RETURN = 1 << 32, (1 << 32) + 1
 KEEP, KEPT_FIRST, KEPT_FIFTH, FROM_VDSO = 1, 2, 4, 8
 
 _MAGIC = b"cloche-1"
-_HEADER = struct.Struct("<8sQQ")
+_HEADER = struct.Struct("<8sQQQ")
 _STEP = struct.Struct("<Q6QQ")
 _U64 = (1 << 64) - 1
 
@@ -73,13 +73,16 @@ class Script:
         """The top of a stack that a thread needs until it goes on with its own."""
         return self.place(bytes(PAGE), PAGE) + PAGE
 
-    def finish(self, main: Steps) -> bytes:
-        """The whole script, of which the main thread begins with *main*; full pages."""
+    def finish(self, main: Steps, mm_map: int) -> bytes:
+        """The whole script, of which the main thread begins with *main*; full pages.
+
+        *mm_map* is the address of a struct prctl_mm_map, for the place of the arguments.
+        """
         begin = self.steps(main)
         self._memory += bytes(-len(self._memory) % PAGE)
         if len(self._memory) > DATA:
             raise ClocheError(f"freezing: the script takes {len(self._memory)} bytes")
-        _HEADER.pack_into(self._memory, 0, _MAGIC, len(self._memory), begin)
+        _HEADER.pack_into(self._memory, 0, _MAGIC, len(self._memory), begin, mm_map)
         return bytes(self._memory)
 
 

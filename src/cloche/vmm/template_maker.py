@@ -54,12 +54,15 @@ def make_template(
 
 
 @contextlib.contextmanager
-def alone_in(root: str) -> Iterator[None]:
-    """Keep other makers out of *root*, and remove what those who were killed left there."""
+def alone_in(root: str, *, wait: bool = True) -> Iterator[None]:
+    """Keep other makers out of *root*, and remove what those who were killed left there.
+
+    Where one is at work, *wait* for it, else BlockingIOError.
+    """
     os.makedirs(root, mode=0o700, exist_ok=True)
     lock = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_abandoned(root)
         yield
     finally:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from cloche.vmm.shape import Shape
 
 CONSOLE_KEPT = 16384
+# It takes 5 ms; a start from the template is the better choice before this.
+THAW_TIMEOUT_S = 5.0
 F_SETPIPE_SZ = 1031
 # What QEMU says of every network slot that is not in use.
 NOISE = "is not connected to host network"
@@ -143,26 +145,34 @@ class Vm:
         That is given *taps* of its own, which are held until the VM runs. The frozen QEMU was
         stopped with its monitor greeted.
         """
-        ends = self._connect()
-        self.step = "thawing QEMU"
-        # The answer comes after the RESUME event.
-        self._qmp_replies.append(Future())
-        self._monitor.sendall(qmp.command("cont"))
-        folder = os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Past its end QEMU reads zeros.
-        disk = os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        process = os.open(frozen.image, os.O_RDONLY | os.O_CLOEXEC)
+        # Past the image's end QEMU reads zeros.
+        files = [os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
+        files.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        memory, process = frozen.open()
         slots, idle = frozen.network(taps)
         held = [os.dup(tap) for tap in taps]
         if otherwise is not None:
             self._otherwise = lambda: otherwise(held)
         self.running.on_done(lambda _: _close(held))
-        fds = [*(end.fileno() for end in ends), folder, disk, *slots, process]
+        ends = self._connect()
+        self.step = "thawing QEMU"
+        # The answer comes after the RESUME event.
+        self._qmp_replies.append(Future())
+        self._monitor.sendall(qmp.command("cont"))
+        fds = [*(end.fileno() for end in ends), *files, memory, *slots, process]
         # The rest is for those who look at ps(1).
-        argv = [frozen.qemu, str(FIRST_FD + len(fds) - 1), "-thawed", frozen.image, "-share", share]
+        number = str(FIRST_FD + len(fds) - 1)
+        argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
         self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
-        _close([folder, disk, process, *idle])
+        _close([*files, memory, process, *idle])
         self._watch(ends)
+        timer = self.loop.call_later(THAW_TIMEOUT_S, self._give_thaw_up)
+        self.running.on_done(lambda _: timer.cancel())
+
+    def _give_thaw_up(self) -> None:
+        """End a QEMU that does not come back; what was to be done otherwise is done then."""
+        if self._otherwise is not None and not self.running.done:
+            os.kill(self.pid, 9)
 
     def _connect(self) -> tuple[_socket.socket, ...]:
         """Make the channels; returns QEMU's ends, in the order of its descriptors."""
@@ -244,6 +254,9 @@ class Vm:
             self.step = "waiting for the agent"
             self.running.set()
         elif "error" in message:
+            if self._otherwise is not None and not self.running.done:
+                self._give_thaw_up()
+                return
             error = self.failure(f"QEMU refused: {message['error'].get('desc')}")
             if self.running.done and self._qmp_replies:
                 self._qmp_replies.pop(0).fail(error)
@@ -300,7 +313,14 @@ class Vm:
         self._otherwise = None
         why = f"QEMU could not be thawed ({_describe(status)}; {self._last_words()})"
         self._qmp, self._qmp_replies = qmp.Decoder(), []
-        otherwise()
+        self.pid = 0
+        try:
+            otherwise()
+        except (ClocheError, OSError) as error:
+            for future in (self.running, self.ready):
+                future.fail(error)
+            self.exited.set(status)
+            return
         self.on_relaunch(why)
 
     def _end(self, status: int) -> ClocheError:
