@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from cloche.vmm.shape import Shape
 
 CONSOLE_KEPT = 16384
-# It takes 5 ms; a start from the template is the better choice before this.
-THAW_TIMEOUT_S = 5.0
+# It takes 5 ms, or a thousand times as long on a host that has much else to do.
+THAW_TIMEOUT_S = 15.0
 F_SETPIPE_SZ = 1031
 # What QEMU says of every network slot that is not in use.
 NOISE = "is not connected to host network"
@@ -145,29 +145,44 @@ class Vm:
         That is given *taps* of its own, which are held until the VM runs. The frozen QEMU was
         stopped with its monitor greeted.
         """
-        # Past the image's end QEMU reads zeros.
-        files = [os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)]
-        files.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-        memory, process = frozen.open()
-        slots, idle = frozen.network(taps)
+        ends = self._connect()
+        self.step = "thawing QEMU"
+        self._monitor.sendall(qmp.command("cont"))
+        fds, ours = self._thaw_descriptors(frozen, share, taps, image)
+        try:
+            number = str(FIRST_FD + len(ends) + len(fds) - 1)
+            # The rest is for those who look at ps(1).
+            argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
+            fds = [*(end.fileno() for end in ends), *fds]
+            self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
+        finally:
+            _close(ours)
+        self._qmp_replies.append(Future())  # it comes after the RESUME event
         held = [os.dup(tap) for tap in taps]
         if otherwise is not None:
             self._otherwise = lambda: otherwise(held)
-        self.running.on_done(lambda _: _close(held))
-        ends = self._connect()
-        self.step = "thawing QEMU"
-        # The answer comes after the RESUME event.
-        self._qmp_replies.append(Future())
-        self._monitor.sendall(qmp.command("cont"))
-        fds = [*(end.fileno() for end in ends), *files, memory, *slots, process]
-        # The rest is for those who look at ps(1).
-        number = str(FIRST_FD + len(fds) - 1)
-        argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
-        self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
-        _close([*files, memory, process, *idle])
-        self._watch(ends)
         timer = self.loop.call_later(THAW_TIMEOUT_S, self._give_thaw_up)
         self.running.on_done(lambda _: timer.cancel())
+        self.running.on_done(lambda _: _close(held))
+        self._watch(ends)
+
+    @staticmethod
+    def _thaw_descriptors(
+        frozen: Frozen, share: str, taps: Sequence[int], image: str
+    ) -> tuple[list[int], list[int]]:
+        """What cloche-thaw finds behind the channels, the process last; those that are ours."""
+        ours: list[int] = []
+        try:
+            ours.append(os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            # Past the image's end QEMU reads zeros.
+            ours.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            memory, process = frozen.open()
+            ours += [memory, process]
+            slots, idle = frozen.network(taps)
+        except OSError:
+            _close(ours)
+            raise
+        return [*ours[:-1], *slots, process], [*ours, *idle]
 
     def _give_thaw_up(self) -> None:
         """End a QEMU that does not come back; what was to be done otherwise is done then."""
