@@ -123,13 +123,18 @@ def test_a_template_and_its_clones(
     maker = cloche.popen("run", "--bundle", bundle10.save(), name)
     output, errors = maker.communicate(timeout=MAKING_SECONDS)
     assert (output, maker.returncode) == (b"made\n", 0), errors
-    assert any("no template of 1 vCPU and 256 MiB" in each for each in cloche.messages("warning"))
+    told = cloche.messages("warning")
+    assert any("no template of 1 vCPU and 256 MiB" in each for each in told)
+    assert any("no frozen QEMU of 1 vCPU and 256 MiB: made one" in each for each in told)
     cloche.log.unlink()
-    container = cloche.start(bundle10.args("sleep", "1000"))
-    (command,) = [each for _, each in host.processes(cloche.root) if str(qemu10) in each.split()[0]]
-    assert "-incoming defer" in command
-    assert container.sh("echo from inside >/data/file; id -u").output == "0"
-    assert (data / "file").read_text() == "from inside\n"
-    assert container.sh("exit 7", code=7).output == ""
-    assert cloche.messages("warning") == []
-    container.end()
+    for freeze, sign in (("on", "-thawed"), ("off", "-incoming defer")):
+        cloche.env["CLOCHE_FREEZE"] = freeze
+        container = cloche.start(bundle10.args("sleep", "1000"))
+        processes = host.processes(cloche.root / container.id)
+        (command,) = [each for _, each in processes if str(qemu10) in each.split()[0]]
+        assert sign in command
+        assert container.sh(f"echo {sign} >/data/file; id -u").output == "0"
+        assert (data / "file").read_text() == f"{sign}\n"
+        assert container.sh("exit 7", code=7).output == ""
+        assert cloche.messages("warning") == []
+        container.end()
