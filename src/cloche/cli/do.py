@@ -60,7 +60,8 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
     # The supervisor inherits it: nobody removes the image while the VM runs.
     held = hold(image)
     container_id = f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
-    options = options._replace(hostname=options.hostname or container_id[-8:])
+    # With a letter: one of digits only is taken for an IPv4 address (inet_aton(3)).
+    options = options._replace(hostname=options.hostname or f"c{container_id[-8:]}")
     _sweep(context.root)
     bundle = os.path.join(context.root, f"{BUNDLE_PREFIX}{container_id}")
     try:

@@ -85,6 +85,8 @@ class Choice:
         self.guest = guest
         self.shape = shape
         self.cold = ""
+        # There is no template, and none could be saved: that has been said.
+        self.is_untemplated = False
         self.words: list[str] = []
         self.parameters: list[str] = []
         self.initramfs = ""
@@ -186,6 +188,7 @@ def _find_frozen(
     if frozen is not None or problem:
         return frozen
     template = _find_template(settings, choice, warnings)
+    choice.is_untemplated = template is None
     if template is None:
         return None
     from cloche.heart.frozen_maker import make_frozen
@@ -204,6 +207,8 @@ def _find_frozen(
 def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> Template | None:
     """The template of the shape, made now where there is none yet; None means a cold boot."""
     shape = choice.shape
+    if choice.is_untemplated:
+        return None
     if choice.cold:
         warnings.append(choice.cold)
         return None

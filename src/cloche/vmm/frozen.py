@@ -37,7 +37,7 @@ FROZEN_ACCEL = "tcg"
 # How long nobody tries again where none could be made, in seconds.
 RETRY_S = 3600
 # Raised when what is in an image, or what a thaw hands over, changes.
-FORMAT = "1"
+FORMAT = "2"
 
 # <linux/if_tun.h>
 _TUNSETOFFLOAD, _TUNSETSNDBUF, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D4, 0x400454D8
