@@ -11,6 +11,7 @@ import shutil
 import struct
 import tempfile
 import time
+import zlib
 from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
@@ -34,7 +35,7 @@ from cloche.vmm.frozen import (
     load_frozen,
     print_of,
 )
-from cloche.vmm.template_maker import WORK_PREFIX, alone_in, check_space, wait
+from cloche.vmm.template_maker import alone_in, check_space, remove_abandoned, wait
 from cloche.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 # Containers in the first QEMU: the first finds everything new, the others what that has opened.
 ROUNDS = 3
 TRIAL_TIMEOUT_S = 30.0
+# A tmpfs, as every sandbox's share is one: QEMU's 9p server looks once, and where files have
+# generations (ext4) opens each file for its own, at every question.
+SHARES = "/dev/shm"
 _TUNGETVNETHDRSZ = 0x800454D7  # <linux/if_tun.h>
 
 
@@ -68,6 +72,7 @@ def make_frozen(
     """
     root = os.path.realpath(root)  # as QEMU's descriptors and maps tell of it
     with contextlib.suppress(BlockingIOError), alone_in(root, wait=again):
+        remove_abandoned(SHARES, _work_prefix(root))
         frozen, problem = load_frozen(root, shape, user_network=user_network)
         if again and frozen is not None and not _thaws(root, frozen):
             frozen = None
@@ -88,7 +93,7 @@ def _make(
     user_network: bool,
     report: Callable[[str], None],
 ) -> None:
-    directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
+    directory = tempfile.mkdtemp(prefix=_work_prefix(root), dir=SHARES)
     # It knows its files by their names: made there, not moved there.
     shutil.rmtree(target, ignore_errors=True)
     os.mkdir(target, mode=0o700)
@@ -146,6 +151,11 @@ def _freeze(
     return {"header": header, "files": known, "size": os.stat(image).st_size}
 
 
+def _work_prefix(root: str) -> str:
+    """What the folders of makers for *root* begin with, in a folder that is not theirs alone."""
+    return f".cloche-{zlib.crc32(os.fsencode(root)):08x}-"
+
+
 def remove_all(root: str) -> None:
     """Remove all frozen QEMUs below *root*; what runs goes on."""
     for name in os.listdir(root) if os.path.isdir(root) else []:
@@ -155,7 +165,7 @@ def remove_all(root: str) -> None:
 
 def _thaws(root: str, frozen: Frozen) -> bool:
     """Whether a frozen QEMU comes to life."""
-    with tempfile.TemporaryDirectory(prefix=WORK_PREFIX, dir=root) as directory:
+    with tempfile.TemporaryDirectory(prefix=_work_prefix(root), dir=SHARES) as directory:
         try:
             _try(directory, frozen)
         except (ClocheError, OSError):

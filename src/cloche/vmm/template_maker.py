@@ -63,7 +63,7 @@ def alone_in(root: str, *, wait: bool = True) -> Iterator[None]:
     lock = os.open(os.path.join(root, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _remove_abandoned(root)
+        remove_abandoned(root, WORK_PREFIX)
         yield
     finally:
         os.close(lock)
@@ -117,10 +117,10 @@ def _identity(manifest: str) -> list[str]:
     return identity
 
 
-def _remove_abandoned(root: str) -> None:
+def remove_abandoned(root: str, prefix: str) -> None:
     """Remove what makers that were killed left; with the lock held, nobody is at work there."""
     for name in os.listdir(root):
-        if name.startswith(WORK_PREFIX):
+        if name.startswith(prefix):
             shutil.rmtree(os.path.join(root, name), ignore_errors=True)
 
 
