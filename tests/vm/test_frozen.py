@@ -119,6 +119,27 @@ def test_its_sandbox_refuses_the_same(thawed: Container, restored: Container) ->
     assert (thawed.sh("echo up").output, restored.sh("echo up").output) == ("up", "up")
 
 
+@pytest.fixture
+def odd_signals() -> Iterator[None]:
+    """A caller that ignores one signal, and blocks another one."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("odd_signals")
+@pytest.mark.parametrize("cloche", ["thawed", "restored"], indirect=True)
+def test_what_its_caller_does_about_signals_is_not_passed_on(running: Container) -> None:
+    masks = status(qemu(running), "SigIgn", "SigBlk")
+    ours = {name: 1 << number - 1 for name, number in (("SigIgn", 10), ("SigBlk", 12))}
+    assert {name: int(mask, 16) & ours[name] for name, mask in masks.items()} == {
+        "SigIgn": 0,
+        "SigBlk": 0,
+    }
+
+
 @pytest.mark.parametrize("name", ["personality", "limits", "oom_score_adj", "coredump_filter"])
 def test_it_is_bound_as_one_that_was_started(
     thawed: Container, restored: Container, name: str

@@ -211,6 +211,24 @@ def personality(persona: int) -> None:
     _check(_libc.personality(ctypes.c_ulong(persona)), "personality")
 
 
+_RT_SIGACTION, _SIGSET_SIZE = 13, 8
+# Those that cannot be caught, and those that Python ignores: what is sent to nobody, or is larger
+# than allowed, is an error of write(2) then, not the end.
+_KEPT_SIGNALS = (9, 19, 13, 25)
+
+
+def default_signals() -> None:
+    """What each signal does, as a new program finds it, whatever the caller ignores.
+
+    The C library keeps two signals to itself, so the kernel is asked; OSError on failure.
+    """
+    as_default = bytes(32)  # struct kernel_sigaction: SIG_DFL, no flags, no mask
+    for number in range(1, 65):
+        if number not in _KEPT_SIGNALS:
+            arguments = (number, as_default, None, _SIGSET_SIZE)
+            _check(_libc.syscall(_RT_SIGACTION, *arguments), f"signal {number}")
+
+
 _RLIMIT_NOFILE = 7
 
 

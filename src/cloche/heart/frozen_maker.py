@@ -35,6 +35,7 @@ from cloche.vmm.frozen import (
     load_frozen,
     print_of,
 )
+from cloche.vmm.launch import file_limit
 from cloche.vmm.template_maker import alone_in, check_space, remove_abandoned, wait
 from cloche.vmm.vm import Vm
 
@@ -72,7 +73,7 @@ def make_frozen(
     """
     root = os.path.realpath(root)  # as QEMU's descriptors and maps tell of it
     with contextlib.suppress(BlockingIOError), alone_in(root, wait=again):
-        remove_abandoned(SHARES, _work_prefix(root))
+        remove_abandoned(SHARES, work_prefix(root))
         frozen, problem = load_frozen(root, shape, user_network=user_network)
         if again and frozen is not None and not _thaws(root, frozen):
             frozen = None
@@ -93,7 +94,7 @@ def _make(
     user_network: bool,
     report: Callable[[str], None],
 ) -> None:
-    directory = tempfile.mkdtemp(prefix=_work_prefix(root), dir=SHARES)
+    directory = tempfile.mkdtemp(prefix=work_prefix(root), dir=SHARES)
     # It knows its files by their names: made there, not moved there.
     shutil.rmtree(target, ignore_errors=True)
     os.mkdir(target, mode=0o700)
@@ -148,10 +149,11 @@ def _freeze(
     for path in (memory, image):
         _sync(path)
     known = [print_of(path) for path in files]
-    return {"header": header, "files": known, "size": os.stat(image).st_size}
+    size = os.stat(image).st_size
+    return {"header": header, "files": known, "size": size, "file_limit": file_limit()}
 
 
-def _work_prefix(root: str) -> str:
+def work_prefix(root: str) -> str:
     """What the folders of makers for *root* begin with, in a folder that is not theirs alone."""
     return f".cloche-{zlib.crc32(os.fsencode(root)):08x}-"
 
@@ -165,7 +167,7 @@ def remove_all(root: str) -> None:
 
 def _thaws(root: str, frozen: Frozen) -> bool:
     """Whether a frozen QEMU comes to life."""
-    with tempfile.TemporaryDirectory(prefix=_work_prefix(root), dir=SHARES) as directory:
+    with tempfile.TemporaryDirectory(prefix=work_prefix(root), dir=SHARES) as directory:
         try:
             _try(directory, frozen)
         except (ClocheError, OSError):

@@ -195,12 +195,15 @@ def _find_frozen(
 
     try:
         made = make_frozen(settings.templates, shape, template, user_network=user_network)
+        # Nothing is noted where another start is at it.
+        _, problem = load_frozen(settings.templates, shape, user_network=user_network)
     except (ClocheError, OSError) as error:
-        warnings.append(f"VM: started from its template: no frozen QEMU could be made: {error}")
-        return None
+        made, problem = None, str(error)
     if made is not None:
         size = f"{shape.cpus} vCPU and {shape.memory} MiB"
         warnings.append(f"VM: no frozen QEMU of {size}: made one")
+    elif problem:
+        warnings.append(f"VM: started from its template: no frozen QEMU could be made: {problem}")
     return made
 
 

@@ -21,8 +21,9 @@ from cloche.model.oci import Config, load_config
 from cloche.model.plan import Layout, compile_container, compile_process
 from cloche.model.spec import default_spec
 from cloche.vmm.argv import EMPTY_SLOT_SIZE
-from cloche.vmm.freezer import descriptor_of, freeze
+from cloche.vmm.freezer import freeze
 from cloche.vmm.frozen import find_thaw
+from cloche.vmm.regions import Process
 from cloche.vmm.template_maker import save, wait
 from cloche.vmm.vm import AGENT_FD, CONSOLE_FD, FIRST_TAP_FD, QMP_FD, Vm
 
@@ -127,7 +128,8 @@ class Rehearsal:
         """QEMU's descriptors → those of cloche-thaw, as Vm.thaw hands them over."""
         paths = (self._share, self._image, memory)
         numbers = [AGENT_FD, QMP_FD, CONSOLE_FD]
-        numbers += [descriptor_of(self._vm.pid, path) for path in paths]
+        with Process(self._vm.pid) as qemu:
+            numbers += [qemu.descriptor_of(path) for path in paths]
         numbers += range(FIRST_TAP_FD, FIRST_TAP_FD + self._cards)
         return {number: AGENT_FD + index for index, number in enumerate(numbers)}
 

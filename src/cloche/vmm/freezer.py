@@ -105,7 +105,7 @@ class _Freezer:
         self.slots = slots
         self.memory = memory
         self.image_fd = max(slots.values()) + 1
-        self.memory_fd = _ASIDE + slots[descriptor_of(process.pid, memory)]
+        self.memory_fd = _ASIDE + slots[process.descriptor_of(memory)]
         self.regions = process.regions()
         self.vdso = next(region for region in self.regions if region.path == "[vdso]")
         code = process.read(self.vdso.start, self.vdso.size)
@@ -306,20 +306,20 @@ class _Freezer:
     def _descriptors(self) -> Steps:
         """Open what QEMU has open, under the same numbers; 0, 1 and 2 are there."""
         steps = Steps()
-        folder = f"/proc/{self.process.pid}"
-        for number in sorted(int(name) for name in os.listdir(f"{folder}/fd")):
+        folder = f"/proc/{self.process.pid}/fdinfo"
+        for number, target in sorted(self.process.descriptors().items()):
             if number < _FIRST_FD:
                 continue
             if number >= _ASIDE:
                 raise ClocheError(f"freezing: QEMU has {number} descriptors open")
-            with open(f"{folder}/fdinfo/{number}", encoding="ascii") as file:
+            with open(f"{folder}/{number}", encoding="ascii") as file:
                 info = dict(line.split(":", 1) for line in file.read().splitlines() if ":" in line)
             flags = int(info["flags"], 8)
             if number in self.slots:
                 steps.call(_DUP3, _ASIDE + self.slots[number], number, flags & os.O_CLOEXEC)
                 steps.call(_FCNTL, number, _F_SETFL, flags & os.O_NONBLOCK)
                 continue
-            self._open(steps, os.readlink(f"{folder}/fd/{number}"), info, flags)
+            self._open(steps, target, info, flags)
             # Whatever number it got: aside, and from there to its own.
             steps.call(_DUP3, 0, 2 * _ASIDE, os.O_CLOEXEC, flags=KEPT_FIRST)
             steps.call(_CLOSE, 0, flags=KEPT_FIRST)
@@ -353,15 +353,6 @@ def _map(steps: Steps, region: Region, fd: int, offset: int) -> None:
         how |= _MAP_ANONYMOUS
     flags = KEPT_FIFTH if fd == _KEPT_FD else 0
     steps.call(_MMAP, region.start, region.size, region.protection, how, fd, offset, flags=flags)
-
-
-def descriptor_of(pid: int, path: str) -> int:
-    """The only descriptor of the process that is open for *path*."""
-    folder = f"/proc/{pid}/fd"
-    found = [int(name) for name in os.listdir(folder) if os.readlink(f"{folder}/{name}") == path]
-    if len(found) != 1:
-        raise ClocheError(f"freezing: QEMU has {path} open {len(found)} times")
-    return found[0]
 
 
 def _own_filters() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5 ms
 import os
 
 from cloche.base import syscalls
@@ -71,6 +72,8 @@ def _become_qemu(
         os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         os.setsid()
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+        syscalls.default_signals()
         syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS)
         # Slave: bind mounts made below the share later still arrive here, none goes back.
         syscalls.follow_host_mounts()

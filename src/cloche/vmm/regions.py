@@ -6,6 +6,8 @@ import os
 import re
 import struct
 
+from cloche.base.errors import ClocheError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +67,9 @@ class Process:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        # The kernel shows paths from our root; where that is in another mount namespace, as of a
+        # chroot of ours, from the namespace's, and ours is on the way to each.
+        self._root = os.readlink(f"/proc/{pid}/root").rstrip("/")
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         self._pages = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -82,7 +87,29 @@ class Process:
     def regions(self) -> list[Region]:
         """All of them, lowest first."""
         with open(f"/proc/{self.pid}/smaps", encoding="utf-8") as file:
-            return parse_smaps(file.read())
+            found = parse_smaps(file.read())
+        for region in found:
+            region.path = self._as_seen(region.path)
+        return found
+
+    def descriptors(self) -> dict[int, str]:
+        """What each descriptor is, as readlink(2) has it."""
+        folder = f"/proc/{self.pid}/fd"
+        return {
+            int(name): self._as_seen(os.readlink(f"{folder}/{name}")) for name in os.listdir(folder)
+        }
+
+    def descriptor_of(self, path: str) -> int:
+        """The only descriptor that is open for *path*; ClocheError where it is not one."""
+        found = [number for number, target in self.descriptors().items() if target == path]
+        if len(found) != 1:
+            raise ClocheError(f"freezing: QEMU has {path} open {len(found)} times")
+        return found[0]
+
+    def _as_seen(self, path: str) -> str:
+        """*path* as the process itself would name it."""
+        is_below = path.startswith(f"{self._root}/")
+        return path.removeprefix(self._root) if is_below else path
 
     def written(self, region: Region) -> Iterator[tuple[int, int]]:
         """Address and size of each stretch of a private *region* that differs from its origin."""
