@@ -4,7 +4,7 @@ Names and nesting are the specification's; what a field means is said there, and
 what cloche does with it.
 """
 
-from __future__ import annotations
+# Annotations are objects here: msgspec would take 2 ms of each start to compile strings.
 
 from typing import Annotated
 
