@@ -136,9 +136,16 @@ def _note_signals(request: Request) -> None:
         _signal.signal(number, note)
 
 
+def _prepare(request: Request) -> None:
+    """Import what follows a container, now that only the supervisor is waited for."""
+    if request.foreground:
+        import cloche.cli.foreground
+        import cloche.cli.lifecycle  # noqa: F401
+
+
 def _bring_up(context: Context, request: Request, verb: str) -> Created:
     try:
-        created = bring_up(request)
+        created = bring_up(request, lambda: _prepare(request))
     except ConfigError:
         raise
     except ClocheError as error:

@@ -59,11 +59,11 @@ def raw_terminal(wanted: bool) -> Iterator[None]:
 
 def follow(request: Request, pid: int, log: Log, *, keep: bool) -> int:
     """Wait for the container's end, forward signals until then; returns its exit code."""
-    if not keep:
-        from cloche.cli.lifecycle import remove  # now, while there is time
     with raw_terminal(request.glance.terminal):
         code = _wait(pid, request.early_signals)
     if not keep:
+        from cloche.cli.lifecycle import remove
+
         remove(request.root, request.id, force=True, log=log)
     return code
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import BootError, ClocheError, GuestError
 from cloche.base.loop import Future
+from cloche.heart.greeting import hello
 from cloche.heart.streams import InputRelay, OutputRelay
 from cloche.wire import frames
+from cloche.wire.frames import PROTOCOL_VERSION
 from cloche.wire.messages import (
-    PROTOCOL_VERSION,
     AgentError,
     Credit,
     Data,
@@ -24,6 +25,7 @@ from cloche.wire.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloche.heart.greeting import Greeting
     from cloche.vmm.vm import Vm
 
 # Bytes queued for the guest beyond which inputs are no longer read.
@@ -59,7 +61,22 @@ class Agent:
     def hello(self) -> Future:
         """The handshake; must be the first request."""
         nonce = os.urandom(16)
-        answer = self.call("hello", {"version": PROTOCOL_VERSION, "nonce": nonce})
+        return self._checked(self.call("hello", hello(nonce)), nonce)
+
+    def expect(self, greeting: Greeting) -> list[Future]:
+        """The answers to *greeting*, which was sent before there was this object."""
+        futures = []
+        for number in self._protocol.skip(len(greeting.requests)):
+            futures.append(future := Future())
+            if self.broken is not None:
+                future.fail(self.broken)
+            else:
+                self._pending[number] = future
+        return [self._checked(futures[0], greeting.nonce), *futures[1:]]
+
+    @staticmethod
+    def _checked(answer: Future, nonce: bytes) -> Future:
+        """The *answer* to a handshake, or what is wrong with it."""
         checked = Future()
 
         def check(done: Future) -> None:

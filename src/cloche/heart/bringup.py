@@ -37,10 +37,11 @@ class Created:
         self.timings = timings
 
 
-def bring_up(request: Request) -> Created:
+def bring_up(request: Request, meanwhile: Callable[[], object] = lambda: None) -> Created:
     """Create the container of *request*; on any failure nothing is left of it.
 
-    In a VM of its own, or in that of the containers whose namespaces it joins.
+    In a VM of its own, or in that of the containers whose namespaces it joins. *meanwhile* is
+    called once its supervisor is at work, for what else is to be prepared.
     """
     run: Callable[[Request, int], int] = supervise
     if request.glance.joins:
@@ -51,6 +52,7 @@ def bring_up(request: Request) -> Created:
     pid, fd = fork_supervisor(request, run)
     channel = Channel(fd)
     try:
+        meanwhile()
         return _follow(request, pid, channel)
     except BaseException:
         channel.close()  # the supervisor gives up when it sees that

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
+from cloche.heart.greeting import agent_mount
 from cloche.heart.news import OomNews
 from cloche.heart.process import SIGKILL, GuestProcess
 from cloche.heart.terminal import open_console
@@ -175,9 +176,9 @@ class Container:
         upper, work = f"{IMAGE_SCRATCH}/upper", f"{IMAGE_SCRATCH}/work"
         layers = f"lowerdir={IMAGE_ROOT},upperdir={upper},workdir={work}"
         return [
-            _mount("/dev/disk/cloche0", IMAGE_ROOT, "erofs", flags=1),
-            _mount("tmpfs", IMAGE_SCRATCH, "tmpfs", data="mode=0755"),
-            _mount("overlay", IMAGE_MERGED, "overlay", data=layers, folders=[upper, work]),
+            agent_mount("/dev/disk/cloche0", IMAGE_ROOT, "erofs", flags=1),
+            agent_mount("tmpfs", IMAGE_SCRATCH, "tmpfs", data="mode=0755"),
+            agent_mount("overlay", IMAGE_MERGED, "overlay", data=layers, folders=[upper, work]),
         ]
 
     async def mount_root_image(self) -> None:
@@ -185,7 +186,7 @@ class Container:
         flags = syscalls.MS_RDONLY if self.request.glance.root_readonly else 0
         causes = []
         for kind in IMAGE_TYPES:
-            mount = _mount(f"/dev/disk/{ROOT_SERIAL}", IMAGE_ROOT, kind, flags=flags)
+            mount = agent_mount(f"/dev/disk/{ROOT_SERIAL}", IMAGE_ROOT, kind, flags=flags)
             try:
                 await self.sandbox.agent.call("mount", mount)
             except AgentError as error:
@@ -206,7 +207,7 @@ class Container:
         if self.has_root_image and not self.sandbox.vm.exited.done:
             flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
             with contextlib.suppress(ClocheError):  # everything in it is written back already
-                await self.sandbox.agent.call("mount", _mount("", IMAGE_ROOT, "", flags=flags))
+                await self.sandbox.agent.call("mount", agent_mount("", IMAGE_ROOT, "", flags=flags))
 
     def _stdio(self) -> tuple[int, ...]:
         return stdio_of(self.request, self.config)
@@ -366,30 +367,6 @@ def own_copies() -> tuple[int, ...]:
         os.dup2(null, fd)
     os.close(null)
     return copies
-
-
-def _mount(
-    source: str,
-    target: str,
-    fstype: str,
-    *,
-    flags: int = 0,
-    data: str = "",
-    folders: list[str] | None = None,
-) -> dict[str, Any]:
-    mount: dict[str, Any] = {
-        "source": source,
-        "target": target,
-        "type": fstype,
-        "flags": flags,
-        "data": data,
-        "propagation": 0,
-        "kind": "dir",
-        "tmpcopyup": False,
-    }
-    if folders:
-        mount["folders"] = folders
-    return mount
 
 
 def _rfc3339(nanoseconds: int) -> str:

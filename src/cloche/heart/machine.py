@@ -8,6 +8,7 @@ from cloche.base.errors import BootError, ClocheError, ConfigError, LaunchError
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import guest_for, is_current, other_than_configured
+from cloche.heart.greeting import Greeting
 from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
@@ -115,13 +116,24 @@ def _choose(request: Request) -> Choice:
     return choice
 
 
-def start_machine(
-    loop: Loop, request: Request, share: Share, *, taps: Sequence[int]
-) -> tuple[Vm, Shape, list[str]]:
-    """Start the VM for *request*: thawed, else from its template, else cold; with warnings."""
+class Machine:
+    """A VM that starts, and its *shape*. A launch that is still to come adds to the *warnings*.
+
+    *greeting* is what a thawed VM has been greeted with.
+    """
+
+    def __init__(self, vm: Vm, shape: Shape, hostname: str) -> None:
+        self.vm = vm
+        self.shape = shape
+        self.warnings: list[str] = []
+        self.greeting = Greeting(hostname)
+
+
+def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[int]) -> Machine:
+    """Start the VM for *request*: thawed, else from its template, else cold."""
     choice = _choose(request)
-    vm = Vm(loop, request.directory)
-    warnings: list[str] = []
+    machine = Machine(Vm(loop, request.directory), choice.shape, request.id)
+    vm, warnings = machine.vm, machine.warnings
     user_network = not taps and request.has_user_network()
     frozen = _find_frozen(request, choice, user_network, warnings)
 
@@ -132,13 +144,21 @@ def start_machine(
 
     if frozen is None:
         otherwise(taps)
-        return vm, choice.shape, warnings
+        return machine
     try:
-        vm.thaw(frozen, share=share.directory, taps=taps, image=request.image, otherwise=otherwise)
+        vm.thaw(
+            frozen,
+            share=share.directory,
+            taps=taps,
+            image=request.image,
+            greeting=machine.greeting.encode(),
+            otherwise=otherwise,
+        )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
+        vm.is_greeted = False
         _launch(vm, request, choice, share, taps, warnings)
-    return vm, choice.shape, warnings
+    return machine
 
 
 def _launch(

@@ -7,15 +7,14 @@ import json
 import os
 import re
 import shutil
-import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError
 from cloche.base.loop import Future, Loop
 from cloche.base.spawn import run
 from cloche.heart.agent import Agent
+from cloche.heart.greeting import renewal, share_mount
 from cloche.heart.process import GuestProcess
-from cloche.heart.sandbox import share_mount
 from cloche.host.share import GUEST_SHARE
 from cloche.model.oci import Config, load_config
 from cloche.model.plan import Layout, compile_container, compile_process
@@ -138,13 +137,8 @@ class Rehearsal:
         return future.result()
 
     def _greet(self) -> None:
-        renewal = {
-            "realtime_ns": time.time_ns(),
-            "seed": os.urandom(64),
-            "hostname": "rehearsal",
-            "machine_id": os.urandom(16).hex(),
-        }
-        hello, renewed = self._agent.hello(), self._agent.call("renew", renewal)
+        hello = self._agent.hello()
+        renewed = self._agent.call("renew", renewal("rehearsal"))
         for step in (hello, renewed, self._agent.call("mount", share_mount())):
             self._wait(step)
 

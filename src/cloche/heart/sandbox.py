@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import GuestError, StateError
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
+from cloche.heart.greeting import agent_mount, renewal, share_mount
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
 from cloche.model.cgroup import RESOURCES
 from cloche.model.state import CREATED, RUNNING, STOPPED
-from cloche.vmm.argv import SHARE_TAG
 from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from cloche.heart.container import Container
     from cloche.heart.control import ControlServer
     from cloche.heart.launch import Channel, Request
+    from cloche.heart.machine import Machine
     from cloche.heart.network import GuestNetwork
     from cloche.host.share import Share
     from cloche.host.taps import Tap
     from cloche.model.plan_mounts import Shm
-    from cloche.vmm.vm import Vm
     from cloche.wire.messages import Event
 
 AGENT_TIMEOUT_S = 90.0
@@ -37,9 +37,6 @@ DRAIN_TIMEOUT_S = 5.0
 OOM_INTERVAL_S = 1.0
 MAX_WARNINGS = 100
 NOT_THE_HOSTS = "network: a VM cannot share the host's: it has a user-mode network in its place"
-# msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
-# attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
-SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
 
 
 class Sandbox:
@@ -49,20 +46,21 @@ class Sandbox:
         self,
         loop: Loop,
         request: Request,
-        vm: Vm,
+        machine: Machine,
         share: Share,
         taps: list[Tap],
         channel: Channel,
     ) -> None:
         self.loop = loop
         self.request = request
-        self.vm = vm
+        self.vm = vm = machine.vm
         self.share = share
         self.taps = taps
-        self.memory_mib = 0
-        self.cpus = 0
-        self.warnings: list[str] = []
+        self.memory_mib = machine.shape.memory
+        self.cpus = machine.shape.cpus
+        self.warnings = machine.warnings
         self.agent = Agent(vm, self._on_event)
+        self._greeting = machine.greeting
         self.containers: dict[str, Container] = {}
         self.parent = Parent(loop, channel)
         # A caller that is gone wants no container: no need to wait for a boot.
@@ -104,7 +102,7 @@ class Sandbox:
             from cloche.heart.view import furnish, show_guest
 
             folder = os.path.join(self.share.directory, container.id)
-            furnish(view, container.config, folder, show_guest(container))
+            furnish(view, container.config, folder, self.loop, show_guest(container))
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
         gc.enable()
@@ -121,12 +119,16 @@ class Sandbox:
         await self.vm.running
         guard.cancel()
         self.request.timings.mark("VM resumed")
+        if self.vm.is_greeted:
+            self._hello_at = self._greeting.at
+            self._hello, *others = self.agent.expect(self._greeting)
+            return [self._hello, *others]
         hello = self._hello = self.agent.hello()
         self._hello_at = time.monotonic()
         if self.vm.is_booting:
             # Nobody listens for seconds to come: a clock told now would be slow by them.
             await self._in_time(hello)
-        renewed = self.agent.call("renew", self._renewal())
+        renewed = self.agent.call("renew", renewal(self.request.id))
         return [hello, renewed, self.agent.call("mount", share_mount())]
 
     def shared_memory(self, shm: Shm) -> str:
@@ -138,7 +140,7 @@ class Sandbox:
 
         if shm.source not in self._shm:
             target = self._shm[shm.source] = f"/run/shm/{len(self._shm)}"
-            self.agent.call("mount", _mount("shm", target, "tmpfs", shm_data(shm.size)))
+            self.agent.call("mount", agent_mount("shm", target, "tmpfs", data=shm_data(shm.size)))
         return self._shm[shm.source]
 
     def greeted(self) -> tuple[int, float]:
@@ -175,6 +177,10 @@ class Sandbox:
         self.warnings += container.bound_vm()  # the guest is busy, and has not started it yet
         if self.request.at_once:
             steps.append(container.start())
+        # What is needed once it runs: while the program runs, it is in its way.
+        import cloche.heart.control
+        import cloche.heart.view  # noqa: F401
+
         try:
             await self._in_time(*steps)
         except AgentError as error:
@@ -190,15 +196,6 @@ class Sandbox:
     def _agent_is_silent(self) -> None:
         self.warnings.append(str(self.vm.failure("the agent does not answer")))
         self.vm.kill()
-
-    def _renewal(self) -> dict[str, Any]:
-        """What a clone must not share with its template: clock, random state, names."""
-        return {
-            "realtime_ns": time.time_ns(),
-            "seed": os.urandom(64),
-            "hostname": self.request.id[:63],
-            "machine_id": os.urandom(16).hex(),
-        }
 
     def _network(self, container: Container) -> dict[str, Any] | None:
         """The `network` request for what the namespace holds; None for a loopback only."""
@@ -309,21 +306,3 @@ class Sandbox:
         self.vm.kill()
         if self.vm.pid:
             self.loop.run_until(self.vm.exited)
-
-
-def share_mount() -> dict[str, Any]:
-    """The request that mounts the share in the guest."""
-    return _mount(SHARE_TAG, GUEST_SHARE, "9p", SHARE_OPTIONS)
-
-
-def _mount(source: str, target: str, fstype: str, data: str) -> dict[str, Any]:
-    return {
-        "source": source,
-        "target": target,
-        "type": fstype,
-        "flags": 0,
-        "data": data,
-        "propagation": 0,
-        "kind": "dir",
-        "tmpcopyup": False,
-    }

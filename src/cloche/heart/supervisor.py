@@ -12,7 +12,7 @@ from cloche.base import syscalls
 from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
 from cloche.base.loop import Loop
-from cloche.base.quick import import_without, suppress
+from cloche.base.quick import import_msgspec, suppress
 from cloche.heart.launch import HOST_NETWORK, NEW_NETWORK, Channel, Request
 from cloche.heart.machine import start_machine
 from cloche.host.share import Share
@@ -31,19 +31,16 @@ def supervise(request: Request, channel_fd: int) -> int:
     sandbox: Sandbox | None = None
     try:
         share, taps = _enter(request)
-        vm, shape, warnings = start_machine(loop, request, share, taps=[tap.fd for tap in taps])
+        machine = start_machine(loop, request, share, taps=[tap.fd for tap in taps])
         request.timings.mark("QEMU started")
         for tap in taps:
             os.close(tap.fd)
-        channel.send({"event": "namespaces", "vm_pid": vm.pid})
+        channel.send({"event": "namespaces", "vm_pid": machine.vm.pid})
         # From here on QEMU runs beside us: the expensive imports cost no time.
-        import_without("msgspec", "typing_extensions")  # 4 ms
+        import_msgspec()
         from cloche.heart.sandbox import Sandbox
 
-        sandbox = Sandbox(loop, request, vm, share, taps, channel)
-        sandbox.warnings = warnings  # a launch that is still to come adds to them
-        sandbox.memory_mib = shape.memory
-        sandbox.cpus = shape.cpus
+        sandbox = Sandbox(loop, request, machine, share, taps, channel)
         status: int = loop.run_until(loop.start(sandbox.run()))
     except ClocheError as error:
         channel.send({"event": "error", "message": error.message, "hint": error.hint})

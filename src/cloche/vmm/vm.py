@@ -51,6 +51,8 @@ class Vm:
         self.on_relaunch: Callable[[str], None] = lambda why: None
         self.console = bytearray()
         self.step = "starting QEMU"
+        # What a thawed guest is to hear first is on its way to it already.
+        self.is_greeted = False
         # It boots a kernel, instead of going on where its template was saved.
         self.is_booting = False
         self._qmp = qmp.Decoder()
@@ -138,15 +140,20 @@ class Vm:
         share: str,
         taps: Sequence[int],
         image: str = "",
+        greeting: bytes = b"",
         otherwise: Callable[[Sequence[int]], None] | None,
     ) -> None:
         """Have a frozen QEMU go on; should that fail, *otherwise* launches the VM in another way.
 
         That is given *taps* of its own, which are held until the VM runs. The frozen QEMU was
-        stopped with its monitor greeted.
+        stopped with its monitor greeted. *greeting* waits for the agent, who has been listening
+        since before it was frozen (what is sent to a VM that is yet to be restored is lost).
         """
         ends = self._connect()
         self.step = "thawing QEMU"
+        if greeting:
+            self._agent.sendall(greeting)
+            self.is_greeted = True
         self._monitor.sendall(qmp.command("cont"))
         fds, ours = self._thaw_descriptors(frozen, share, taps, image)
         try:
@@ -329,6 +336,7 @@ class Vm:
         why = f"QEMU could not be thawed ({_describe(status)}; {self._last_words()})"
         self._qmp, self._qmp_replies = qmp.Decoder(), []
         self.pid = 0
+        self.is_greeted = False
         try:
             otherwise()
         except (ClocheError, OSError) as error:

@@ -6,6 +6,8 @@ from struct import Struct
 
 from cloche.base.errors import GuestError
 
+PROTOCOL_VERSION = 1
+
 DATA = 0
 CREDIT = 1
 EOF = 2

@@ -10,8 +10,6 @@ import msgspec
 from cloche.base.errors import GuestError
 from cloche.wire import frames
 
-PROTOCOL_VERSION = 1
-
 
 class Data(NamedTuple):
     """Bytes of a process's stream."""
@@ -94,6 +92,11 @@ class Protocol:
         if len(payload) > frames.MAX_REQUEST:
             raise GuestError(f"{op}: request of {len(payload)} bytes is too long for the agent")
         return self._last, frames.encode(0, frames.REQUEST, payload)
+
+    def skip(self, count: int) -> list[int]:
+        """The numbers of *count* first requests, which were made elsewhere."""
+        self._last = count
+        return list(range(1, count + 1))
 
     def receive(self, data: bytes) -> list[Received]:
         """What *data* completes; raises GuestError when the guest breaks the protocol."""
