@@ -230,6 +230,10 @@ impl Agent {
                 sys::power_off()
             }
             Request::Network(plan) => self.network(plan)?,
+            Request::NetworkChange(plan) => {
+                self.slots().and_then(|slots| slots.change(plan))?;
+                self.relay.listen(&plan.dns_relay, &self.poll)?;
+            }
             Request::Processes(plan) => return self.list_processes(number, plan.id),
             Request::DnsReply(plan) => self.relay.answer(plan.query, plan.data),
         }
@@ -274,11 +278,12 @@ impl Agent {
     }
 
     pub fn network(&mut self, plan: &Network) -> Outcome<()> {
-        let Some(slots) = &mut self.slots else {
-            return Err(Failure::new("network", "devices", errno::ENODEV));
-        };
-        slots.set_up(plan)?;
+        self.slots()?.set_up(plan)?;
         self.relay.listen(&plan.dns_relay, &self.poll)
+    }
+
+    fn slots(&mut self) -> Outcome<&mut Slots> {
+        self.slots.as_mut().ok_or_else(|| Failure::new("network", "devices", errno::ENODEV))
     }
 
     /// Answers a request; what would not fit a frame becomes an error.

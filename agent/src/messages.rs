@@ -17,6 +17,13 @@ structures! {
 
     Network<'a> { interfaces: Vec<Interface<'a>>, routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>, }
 
+    /// What changes in a network that is set up: slots and routes that go, interfaces and routes
+    /// that come.
+    NetworkChange<'a> {
+        gone: Vec<u32>, old_routes: Vec<Route<'a>>, interfaces: Vec<Interface<'a>>,
+        routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>,
+    }
+
     Interface<'a> {
         slot: u32, name: &'a str, mac: Option<[u8; 6]>, mtu: u32,
         addresses: Vec<(&'a str, u8, Option<&'a str>)>, up: bool,
@@ -119,6 +126,7 @@ requests! {
     "hello" Hello(Hello),
     "renew" Renew(Renew<'a>),
     "network" Network(Network<'a>),
+    "network_change" NetworkChange(NetworkChange<'a>),
     "mount" Mount(Mount<'a>),
     "create" Create(Container<'a>),
     "start" Start(Id<'a>),

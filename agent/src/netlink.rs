@@ -11,6 +11,7 @@ const NLM_F_CREATE: u16 = 0x400;
 const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEIGH: u16 = 28;
 const NLMSG_ERROR: u16 = 2;
 
@@ -71,7 +72,7 @@ pub struct Link<'a> {
     pub name: Option<&'a str>,
     pub mac: Option<[u8; 6]>,
     pub mtu: Option<u32>,
-    pub up: bool,
+    pub up: Option<bool>,
     /// Whether the kernel gives it an IPv6 address of its own making (fe80::…) once it is up.
     pub own_addresses: Option<bool>,
     /// Descriptor of the network namespace to which it moves.
@@ -80,12 +81,13 @@ pub struct Link<'a> {
 
 impl Link<'_> {
     pub fn request(&self) -> Vec<u8> {
-        let up = if self.up { IFF_UP } else { 0 };
+        let up = if self.up == Some(true) { IFF_UP } else { 0 };
+        let changed = if self.up.is_some() { IFF_UP } else { 0 };
         // struct ifinfomsg: family, padding, type, index, flags, changed flags.
         let mut header = Vec::from([0u8; 4]);
         header.extend_from_slice(&self.index.to_ne_bytes());
         header.extend_from_slice(&up.to_ne_bytes());
-        header.extend_from_slice(&up.to_ne_bytes());
+        header.extend_from_slice(&changed.to_ne_bytes());
         let mut message = Message::new(RTM_NEWLINK, 0, &header);
         if let Some(namespace) = self.namespace {
             message = message.attribute(IFLA_NET_NS_FD, &namespace.to_ne_bytes());
@@ -159,7 +161,17 @@ pub struct Route {
 }
 
 impl Route {
+    /// Adds it, or changes the one like it.
     pub fn request(&self) -> Vec<u8> {
+        self.message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// Takes it away again.
+    pub fn removal(&self) -> Vec<u8> {
+        self.message(RTM_DELROUTE, 0)
+    }
+
+    fn message(&self, kind: u16, flags: u16) -> Vec<u8> {
         const RTA_DST: u32 = 1;
         const RTA_OIF: u32 = 4;
         const RTA_GATEWAY: u32 = 5;
@@ -175,8 +187,8 @@ impl Route {
         let mut header =
             Vec::from([family, self.prefix, 0, 0, TABLE_MAIN, PROTOCOL_BOOT, self.scope, UNICAST]);
         header.extend_from_slice(&(if self.onlink { ONLINK } else { 0 }).to_ne_bytes());
-        let mut message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header)
-            .attribute(RTA_OIF, &self.index.to_ne_bytes());
+        let mut message =
+            Message::new(kind, flags, &header).attribute(RTA_OIF, &self.index.to_ne_bytes());
         let addresses = [
             (RTA_DST, &self.destination),
             (RTA_GATEWAY, &self.gateway),
@@ -251,7 +263,7 @@ mod tests {
 
     #[test]
     fn the_length_covers_padded_attributes() {
-        let link = Link { index: 3, name: Some("eth0"), up: true, ..Link::default() };
+        let link = Link { index: 3, name: Some("eth0"), up: Some(true), ..Link::default() };
         let bytes = link.request();
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(
@@ -260,6 +272,14 @@ mod tests {
         );
         assert_eq!(attributes(&bytes, 16), [(3, b"eth0\0".to_vec())]);
         assert_eq!(bytes[20..32], [3u32, 1, 1].map(u32::to_ne_bytes).concat());
+    }
+
+    #[test]
+    fn flags_change_only_where_that_is_asked_for() {
+        let flags = |up| Link { index: 3, up, ..Link::default() }.request()[24..32].to_vec();
+        assert_eq!(flags(None), [0u32, 0].map(u32::to_ne_bytes).concat());
+        assert_eq!(flags(Some(false)), [0u32, 1].map(u32::to_ne_bytes).concat());
+        assert_eq!(flags(Some(true)), [1u32, 1].map(u32::to_ne_bytes).concat());
     }
 
     #[test]
@@ -283,6 +303,9 @@ mod tests {
             (6, 7u32.to_ne_bytes().to_vec()),
         ];
         assert_eq!(attributes(&bytes, 12), expected);
+        let removal = route.removal();
+        assert_eq!(removal[4..6], RTM_DELROUTE.to_ne_bytes());
+        assert_eq!(removal[16..], bytes[16..]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use core::net::IpAddr;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Interface, Network, Route};
+use cloche_agent::messages::{Interface, Network, NetworkChange, Route};
 use cloche_agent::netlink::{self, Link};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl::{SIOCGIFHWADDR, SIOCGIFINDEX};
@@ -34,8 +34,11 @@ const SLOT_MAC: [u8; 5] = [0x52, 0x54, 0x00, 0xc1, 0x0c];
 pub struct Slots {
     /// Index of each slot's device in the kernel's first namespace.
     devices: Vec<u32>,
-    /// An rtnetlink socket of the kernel's first namespace.
+    /// The kernel's first namespace, and an rtnetlink socket of it.
     first: OwnedFd,
+    first_socket: OwnedFd,
+    /// Slots in use, and the index of each one's device where it is used.
+    used: Vec<(u32, u32)>,
     /// The namespace with slot 0, and its index there.
     connected: OwnedFd,
     slot0: Option<u32>,
@@ -55,21 +58,31 @@ struct Request {
 impl Slots {
     /// Finds the network devices and makes the namespaces; the agent ends in the empty one.
     pub fn prepare() -> Result<Slots> {
-        let first = open_netlink()?;
+        let first = files::open("/proc/self/ns/net", OFlags::RDONLY)?;
+        let first_socket = open_netlink()?;
         let devices = find_devices()?;
         for (slot, index) in devices.iter().enumerate() {
             // Out of the way of the names that containers want.
             let name = format!("slot{slot}");
-            change(&first, &Link { index: *index, name: Some(&name), ..Link::default() })?;
+            change(&first_socket, &Link { index: *index, name: Some(&name), ..Link::default() })?;
         }
         let connected = new_namespace()?;
         let mut slot0 = None;
         if let Some(index) = devices.first() {
-            move_device(&first, *index, &connected)?;
+            move_device(&first_socket, *index, &connected)?;
             slot0 = Some(settle("slot0")?);
         }
         new_namespace()?;
-        Ok(Slots { devices, first, connected, slot0, parked: None, is_connected: false })
+        Ok(Slots {
+            devices,
+            first,
+            first_socket,
+            used: Vec::new(),
+            connected,
+            slot0,
+            parked: None,
+            is_connected: false,
+        })
     }
 
     /// Sets the network up as asked; what is created from now on lives in it.
@@ -80,14 +93,59 @@ impl Slots {
         sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
         self.is_connected = true;
         let socket = open_netlink().step("network", "netlink")?;
+        self.add(&socket, &plan.interfaces, &plan.routes)
+    }
+
+    /// Changes a network that containers live in.
+    pub fn change(&mut self, plan: &NetworkChange) -> Outcome<()> {
+        if !self.is_connected {
+            return Err(Failure::new("network", "namespace", errno::ENODEV));
+        }
+        sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
+        let socket = open_netlink().step("network", "netlink")?;
+        for route in &plan.old_routes {
+            match ask(&socket, &route_of(&[], route)?.removal()) {
+                // It went with what it needed.
+                Err(Errno::SRCH) => {}
+                result => result.step("route", route.destination.unwrap_or("default"))?,
+            }
+        }
+        for slot in &plan.gone {
+            self.park(&socket, *slot).step("interface", &format!("slot{slot}"))?;
+        }
+        self.add(&socket, &plan.interfaces, &plan.routes)
+    }
+
+    fn add(&mut self, socket: &OwnedFd, interfaces: &[Interface], routes: &[Route]) -> Outcome<()> {
         let mut named: Vec<(&str, u32)> = Vec::from([("lo", LOOPBACK)]);
-        for interface in &plan.interfaces {
+        for interface in interfaces {
             let index = self.device(interface.slot).step("interface", interface.name)?;
-            configure(&socket, index, interface)?;
+            self.used.push((interface.slot, index));
+            configure(socket, index, interface)?;
             named.push((interface.name, index));
         }
-        for route in &plan.routes {
-            add_route(&socket, &named, route)?;
+        for route in routes {
+            let object = route.destination.unwrap_or("default");
+            ask(socket, &route_of(&named, route)?.request()).step("route", object)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a slot's device out of the containers' sight, with its addresses and routes.
+    fn park(&mut self, socket: &OwnedFd, slot: u32) -> Result<()> {
+        let place = self.used.iter().position(|(used, _)| *used == slot).ok_or(Errno::NODEV)?;
+        let (_, index) = self.used.swap_remove(place);
+        let name = format!("slot{slot}");
+        // The kernel renames no device that is up.
+        change(socket, &Link { index, up: Some(false), ..Link::default() })?;
+        change(socket, &Link { index, name: Some(&name), ..Link::default() })?;
+        move_device(socket, index, &self.first)?;
+        sys::setns(&self.first, NEWNET)?;
+        let found = index_of(&name);
+        sys::setns(&self.connected, NEWNET)?;
+        *self.devices.get_mut(slot as usize).ok_or(Errno::NODEV)? = found?;
+        if slot == 0 {
+            self.slot0 = None;
         }
         Ok(())
     }
@@ -99,7 +157,7 @@ impl Slots {
             return Err(Errno::BUSY);
         }
         sys::setns(&namespace, NEWNET)?;
-        change(&open_netlink()?, &Link { index: LOOPBACK, up: true, ..Link::default() })?;
+        change(&open_netlink()?, &Link { index: LOOPBACK, up: Some(true), ..Link::default() })?;
         let before = core::mem::replace(&mut self.connected, namespace);
         self.parked.get_or_insert(before);
         Ok(())
@@ -127,13 +185,15 @@ impl Slots {
             if let Some(parked) = self.parked.take() {
                 self.fetch(&parked)?;
             }
-            return self.slot0.ok_or(Errno::NODEV);
+            if let Some(here) = self.slot0 {
+                return Ok(here);
+            }
         }
         let name = format!("slot{slot}");
         if let Ok(here) = index_of(&name) {
             return Ok(here);
         }
-        move_device(&self.first, index, &self.connected)?;
+        move_device(&self.first_socket, index, &self.connected)?;
         settle(&name)
     }
 }
@@ -141,7 +201,7 @@ impl Slots {
 /// Enters a new network namespace with its loopback up, and returns it.
 fn new_namespace() -> Result<OwnedFd> {
     sys::unshare(NEWNET)?;
-    change(&open_netlink()?, &Link { index: LOOPBACK, up: true, ..Link::default() })?;
+    change(&open_netlink()?, &Link { index: LOOPBACK, up: Some(true), ..Link::default() })?;
     files::open("/proc/self/ns/net", OFlags::RDONLY)
 }
 
@@ -232,7 +292,7 @@ fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
         name: Some(plan.name),
         mac: plan.mac,
         mtu: Some(plan.mtu),
-        up: plan.up,
+        up: Some(plan.up),
         ..Link::default()
     };
     change(socket, &link).step("interface", plan.name)?;
@@ -249,11 +309,14 @@ fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
     Ok(())
 }
 
-fn add_route(socket: &OwnedFd, named: &[(&str, u32)], plan: &Route) -> Outcome<()> {
-    let object = plan.destination.unwrap_or("default");
-    let found = named.iter().find(|(name, _)| *name == plan.interface);
-    let index = found.ok_or(Errno::NODEV).step("route", plan.interface)?.1;
-    let route = netlink::Route {
+/// A route as rtnetlink wants it; `named` are interfaces whose indexes are known.
+fn route_of(named: &[(&str, u32)], plan: &Route) -> Outcome<netlink::Route> {
+    let known = named.iter().find(|(name, _)| *name == plan.interface);
+    let index = match known {
+        Some((_, index)) => *index,
+        None => index_of(plan.interface).step("route", plan.interface)?,
+    };
+    Ok(netlink::Route {
         index,
         destination: optional(plan.destination)?,
         prefix: plan.prefix,
@@ -262,8 +325,7 @@ fn add_route(socket: &OwnedFd, named: &[(&str, u32)], plan: &Route) -> Outcome<(
         metric: plan.metric,
         scope: plan.scope,
         onlink: plan.onlink,
-    };
-    ask(socket, &route.request()).step("route", object)
+    })
 }
 
 fn optional(text: Option<&str>) -> Outcome<Option<IpAddr>> {

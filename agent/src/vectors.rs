@@ -165,7 +165,7 @@ fn every_request_is_understood() {
         assert!(request.is_ok(), "{}: {:?}", name(vector), request);
         seen += 1;
     }
-    assert!(seen >= 18);
+    assert!(seen >= 19);
 }
 
 #[test]
@@ -183,6 +183,18 @@ fn a_plan_has_the_values_of_its_vector() {
     assert_eq!((plan.process.ambient, plan.process.oom_score_adj), (1 << 40, Some(-500)));
     assert_eq!((plan.start_hooks[0].timeout, plan.start_hooks[1].timeout), (None, Some(10)));
     assert_eq!(plan.start_hooks[0].stdin, br#"{"id":"box"}"#);
+}
+
+#[test]
+fn a_change_of_the_network_has_the_values_of_its_vector() {
+    let bytes = frame_of("network_change")[frames::HEADER..].to_vec();
+    let Ok(Request::NetworkChange(plan)) = messages::request(&bytes).1 else {
+        panic!("not a network_change");
+    };
+    assert_eq!((plan.gone, plan.dns_relay), (vec![2], vec!["127.0.0.11"]));
+    assert_eq!(plan.old_routes[0].gateway, Some("172.17.0.1"));
+    assert_eq!((plan.interfaces[0].slot, plan.interfaces[0].name), (1, "eth1"));
+    assert_eq!(plan.routes[0].destination, Some("172.18.0.0"));
 }
 
 #[test]

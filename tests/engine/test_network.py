@@ -217,6 +217,73 @@ def test_two_networks(docker: Docker) -> None:
     assert output.count("inet ") == 3
 
 
+def _interfaces(docker: Docker, name: str) -> list[str]:
+    return docker.sh(name, "ls /sys/class/net").split()
+
+
+def _has(docker: Docker, name: str, *interfaces: str) -> None:
+    """Wait until the running container *name* has these interfaces, and no others but lo."""
+    wait_until(
+        lambda: _interfaces(docker, name) == [*interfaces, "lo"],
+        f"{name} has {interfaces}, not {_interfaces(docker, name)}",
+        10,
+    )
+
+
+def test_a_network_comes_and_goes_while_the_container_runs(docker: Docker) -> None:
+    """``network connect`` and ``disconnect``: address, MAC, routes and names of the second one."""
+    network = docker.network()
+    server = _server(docker, "--network", network, "--network-alias", "web")
+    name = docker.start(IMAGE, "sleep", "1000")
+    before = docker.sh(name, "ip -o -4 addr show eth0; ip route; cat /etc/resolv.conf")
+    for interface in ("eth1", "eth2"):  # docker gives no name twice
+        docker("network", "connect", network, name)
+        _has(docker, name, "eth0", interface)
+        settings = docker.inspect(name)["NetworkSettings"]["Networks"][network]
+        look = f"ip -o -4 addr show {interface}; cat /sys/class/net/{interface}/address"
+        shown = docker.sh(name, look)
+        assert f"inet {settings['IPAddress']}/{settings['IPPrefixLen']}" in shown
+        assert shown.splitlines()[-1] == settings["MacAddress"]
+        assert docker.sh(name, f"{GET} http://{docker.address(server)}/") == server
+        assert docker.sh(name, f"{GET} http://web/") == server
+        docker("network", "disconnect", network, name)
+        _has(docker, name, "eth0")
+    after = docker.sh(name, "ip -o -4 addr show eth0; ip route")
+    assert before.startswith(after)
+
+
+def test_the_first_network_goes_and_the_second_stays(docker: Docker) -> None:
+    """The default route moves to the network that is left, and a connection over that goes on."""
+    first, second = docker.network(), docker.network()
+    server = _server(docker, "--network", second)
+    name = docker.start("--network", first, IMAGE, "sleep", "1000")
+    docker("network", "connect", second, name)
+    _has(docker, name, "eth0", "eth1")
+    ping = f"ping -c 30 -i 0.1 {docker.address(server)} >/tmp/ping; echo ended >>/tmp/ping"
+    docker("exec", "-d", name, "sh", "-c", ping)
+    docker("network", "disconnect", first, name)
+    _has(docker, name, "eth1")
+    gateway = docker.inspect(name)["NetworkSettings"]["Networks"][second]["Gateway"]
+    assert f"default via {gateway} dev eth1" in docker.sh(name, "ip route")
+    assert docker.sh(name, f"{GET} http://{docker.address(server)}/") == server
+    wait_until(lambda: "ended" in docker.sh(name, "cat /tmp/ping"), "ping has ended", 20)
+    assert " 0% packet loss" in docker.sh(name, "cat /tmp/ping")
+
+
+@pytest.mark.vm_only
+def test_more_networks_than_the_machine_has_cards(docker: Docker) -> None:
+    """Three work; the fourth is told of in the container's log, and the three go on."""
+    server = _server(docker)
+    name = docker.start(IMAGE, "sleep", "1000")
+    for _ in range(2):
+        docker("network", "connect", docker.network(), name)
+    _has(docker, name, "eth0", "eth1", "eth2")
+    docker("network", "connect", docker.network(), name)
+    docker.wait_for_log(name, "no device of the VM is left for interface eth3")
+    assert _interfaces(docker, name) == ["eth0", "eth1", "eth2", "lo"]
+    assert docker.sh(name, f"{GET} http://{docker.address(server)}/") == server
+
+
 def test_add_host(docker: Docker) -> None:
     """``--add-host`` writes /etc/hosts, and programs resolve by it."""
     script = "ping -c 1 -W 1 bell | head -1; grep bell /etc/hosts"

@@ -222,6 +222,7 @@ class Sandbox:
         network = self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
         if network is not None:
             await self.agent.call("network", network)
+        self._follow_network(container)
 
     def _listen(self, container: Container) -> None:
         """From now on signals are the container's: its program may run before we hear of it."""
@@ -237,7 +238,14 @@ class Sandbox:
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
+        self._follow_network(container)
         self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
+
+    def _follow_network(self, container: Container) -> None:
+        """Networks come and go while the container runs (`docker network connect`)."""
+        if self.network is not None:
+            say = container.init.complain
+            self.network.follow(container.resolv_conf, lambda text: say(f"cloche: {text}"))
 
     def _vm_ended(self) -> None:
         refused = self.agent.broken

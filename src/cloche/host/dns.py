@@ -46,9 +46,15 @@ class DnsRelay:
         self, loop: Loop, servers: Sequence[str], answer: Callable[[int, bytes], object]
     ) -> None:
         self._loop = loop
-        self._servers = frozenset(servers)
+        self._servers = set(servers)
         self._answer = answer
         self._pending: dict[int, _Exchange] = {}
+
+    def add(self, servers: Sequence[str]) -> list[str]:
+        """Ask these as well from now on; returns those that are new."""
+        new = [server for server in servers if server not in self._servers]
+        self._servers.update(new)
+        return new
 
     def query(self, query: int, server: str, tcp: bool, data: bytes) -> None:
         """Ask *server* the DNS message *data* (without TCP's length); the guest named all of it."""

@@ -210,26 +210,37 @@ def connect(network: Network, taps: Sequence[Tap]) -> dict[str, Any]:
     Returns the agent's `network` request, with an empty `dns_relay`. ClocheError when there are
     more interfaces than taps, in the host's own namespace, or when the kernel refuses.
     """
-    _check_room(network.interfaces, len(taps))
-    if network.interfaces:
-        _check_not_host()
-        _prepare(network.interfaces, taps)
-        # one run of tc for all of them: 3 ms
-        redirect([(i.name, tap.name) for i, tap in zip(network.interfaces, taps, strict=False)])
+    check_room(network.interfaces, len(taps))
+    slots = range(len(network.interfaces))
     return {
-        "interfaces": [_request(slot, i) for slot, i in enumerate(network.interfaces)],
+        "interfaces": attach(list(zip(slots, network.interfaces, strict=True)), taps),
         "routes": network.routes,
         "dns_relay": [],
     }
 
 
-def _check_room(interfaces: Sequence[Interface], taps: int) -> None:
+def attach(pairs: Sequence[tuple[int, Interface]], taps: Sequence[Tap]) -> list[dict[str, Any]]:
+    """Tie interfaces to the taps of these slots; returns them as the agent is told of them.
+
+    ClocheError in the host's own namespace, or when the kernel refuses.
+    """
+    if pairs:
+        _check_not_host()
+        ties = [(interface, taps[slot]) for slot, interface in pairs]
+        _prepare(ties)
+        # one run of tc for all of them: 3 ms
+        redirect([(interface.name, tap.name) for interface, tap in ties])
+    return [as_told(slot, interface) for slot, interface in pairs]
+
+
+def check_room(interfaces: Sequence[Interface], taps: int) -> None:
+    """ClocheError when there are more interfaces than *taps*."""
     if len(interfaces) > taps:
         names = ", ".join(interface.name for interface in interfaces)
         raise ClocheError(
             f"network: no device of the VM is left for interface {interfaces[taps].name}: the "
             f"namespace has {len(interfaces)} interfaces ({names}), the VM {taps}",
-            hint="attach fewer networks, or give VMs more network devices in cloche's config.toml",
+            hint=f"attach at most {taps} networks",
         )
 
 
@@ -246,14 +257,14 @@ def _check_not_host() -> None:
         )
 
 
-def _prepare(interfaces: Sequence[Interface], taps: Sequence[Tap]) -> None:
+def _prepare(ties: Sequence[tuple[Interface, Tap]]) -> None:
     """Sysctls of the namespace, MTU and state of the taps; by ioctl, which needs no process."""
     _sysctl("ipv4/ip_local_port_range", f"{HOST_PORTS[0]} {HOST_PORTS[1]}")
     # DNS answers reach both stacks, and the one that did not ask would complain to the server
     _sysctl("ipv4/icmp_ratelimit", "2147483647")
     _sysctl("ipv6/icmp/ratelimit", "2147483647")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
-        for interface, tap in zip(interfaces, taps, strict=False):
+        for interface, tap in ties:
             # else the kernel sends its own router solicitations to the guest
             _sysctl(f"ipv6/conf/{tap.name}/disable_ipv6", "1")
             try:
@@ -292,7 +303,8 @@ def _sysctl(name: str, value: str) -> None:
         ) from error
 
 
-def _request(slot: int, interface: Interface) -> dict[str, Any]:
+def as_told(slot: int, interface: Interface) -> dict[str, Any]:
+    """The protocol's Interface."""
     return {
         "slot": slot,
         "name": interface.name,
