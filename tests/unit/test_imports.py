@@ -78,3 +78,22 @@ def test_short_lived_verbs(root: Path, words: list[str]) -> None:
     ours = {name for name in found if name.startswith("cloche")}
     assert f"cloche.cli.{'inspect' if words[0] == 'state' else 'lifecycle'}" in ours
     assert len(found) <= MOST_MODULES, sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "most"),
+    [(["execute", "foreground"], MOST_MODULES), (["create", "foreground", "lifecycle"], 100)],
+    ids=["exec", "run"],
+)
+def test_what_follows_a_process(names: list[str], most: int) -> None:
+    """In `run` that is what the caller's own process has; the supervisor is another one."""
+    code = (
+        "import sys\n"
+        f"sys.path[:0] = {[entry for entry in sys.path if entry]!r}\n"
+        f"import cloche.cli.main, {', '.join(f'cloche.cli.{name}' for name in names)}\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([*BARE, "-c", code], capture_output=True, text=True, check=True)
+    found = {*done.stdout.split()}
+    assert not found & {*HEAVY, "termios"}
+    assert len(found) <= most, sorted(found)

@@ -43,6 +43,17 @@ def loads(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     return value
 
 
+def problem(text: str | bytes) -> str:
+    """What is wrong with a text that `loads` refuses, and where; empty where nothing is."""
+    import json  # there is time now
+
+    try:
+        json.loads(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _refuse(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON")
 

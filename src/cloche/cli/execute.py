@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5 ms
 import os
 import select
-import signal
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.files import write_atomically
 from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
 from cloche.heart.client import Client
-from cloche.heart.terminal import open_console
 from cloche.model.state import State, load_state
 
 TYPE_CHECKING = False
@@ -44,13 +43,13 @@ EXEC = Verb(
     ),
 )
 SIGNALS = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGCONT,
+    _signal.SIGHUP,
+    _signal.SIGINT,
+    _signal.SIGQUIT,
+    _signal.SIGTERM,
+    _signal.SIGUSR1,
+    _signal.SIGUSR2,
+    _signal.SIGCONT,
 )
 # Flags that stand for a field of the process.
 TEXT_FIELDS = {"cwd": "cwd", "apparmor": "apparmorProfile", "process-label": "selinuxLabel"}
@@ -85,19 +84,20 @@ def _process(flags: Flags, state: State) -> dict[str, Any]:
         path = flags.text("process")
         try:
             with open(path, "rb") as file:
-                process: dict[str, Any] = json.load(file)
+                text = file.read()
+            process: dict[str, Any] = fastjson.loads(text)
         except OSError as error:
             cause = (error.strerror or str(error)).lower()
             raise ConfigError(f"--process {path}: {cause}") from None
         except ValueError as error:
-            raise ConfigError(f"--process {path}: {error}") from None
+            raise ConfigError(f"--process {path}: {fastjson.problem(text) or error}") from None
         if not isinstance(process, dict):
             raise ConfigError(f"--process {path}: $: an object is expected")
         return process
     if len(flags.arguments) < 2:
         raise ConfigError("process args cannot be empty", hint=f"cloche {EXEC.usage}")
     with open(os.path.join(state.fields["bundle"], "config.json"), "rb") as file:
-        process = dict(json.load(file)["process"])
+        process = dict(fastjson.loads(file.read())["process"])
     return _overlaid(process, flags)
 
 
@@ -171,7 +171,7 @@ def _detached(context: Context, flags: Flags, state: State, process: dict[str, A
             os._exit(code)
     os.close(write_end)
     with open(read_end, "rb") as pipe:
-        outcome = json.loads(pipe.read() or b'{"message": "exec: ended too early", "hint": ""}')
+        outcome = fastjson.loads(pipe.read() or b'{"message": "exec: ended too early", "hint": ""}')
     if outcome:
         os.waitpid(pid, 0)
         raise ClocheError(outcome["message"], hint=outcome["hint"])
@@ -192,7 +192,7 @@ def _stand_in(
         return _relay(context, state, process, flags, console=console, started=started)
     except ClocheError as error:
         message = {"message": error.message, "hint": error.hint}
-        os.write(report, json.dumps(message).encode())
+        os.write(report, fastjson.dumps(message).encode())
         return EXIT_FAILED
 
 
@@ -213,6 +213,8 @@ def _relay(
                 "cannot allocate a terminal without a console socket", hint="pass --console-socket"
             )
         size = process.get("consoleSize") or {}
+        from cloche.heart.terminal import open_console
+
         slave = open_console(
             flags.text("console-socket"), (size.get("height", 0), size.get("width", 0))
         )
@@ -259,15 +261,15 @@ def _catch_signals() -> int:
     All but SIGINT: Ctrl-C ends a request that takes too long.
     """
     read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    for number in {*SIGNALS, signal.SIGWINCH} - {signal.SIGINT}:
-        signal.signal(number, lambda *_: None)
+    _signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    for number in {*SIGNALS, _signal.SIGWINCH} - {_signal.SIGINT}:
+        _signal.signal(number, lambda *_: None)
     return read_end
 
 
 def _until_exit(client: Client, arrivals: int, started: Callable[[], None]) -> int:
     """Forward signals and window sizes until the supervisor tells the exit code."""
-    signal.signal(signal.SIGINT, lambda *_: None)
+    _signal.signal(_signal.SIGINT, lambda *_: None)
     started()
     poller = select.poll()
     poller.register(client.fileno(), select.POLLIN)
@@ -280,7 +282,7 @@ def _until_exit(client: Client, arrivals: int, started: Callable[[], None]) -> i
                 message = client.receive()
                 return 137 if message is None else int(message["exit"])
             for arrived in os.read(arrivals, 64):
-                if arrived == signal.SIGWINCH:
+                if arrived == _signal.SIGWINCH:
                     client.tell("resize")
                 else:
                     client.tell("signal", signal=arrived)
