@@ -211,7 +211,7 @@ def _show(loop: Loop, request: Request, config: Config, answer: dict[str, Any]) 
 
     boot = guest_boot(int(answer["boot_ns"]), int(answer["at_ms"]) / 1000)
     folder = os.path.join(request.directory, "share")
-    furnish(view, config, folder, loop, lambda folder: ProcView(loop, folder, processes, boot))
+    furnish(view, config, folder, lambda folder: ProcView(loop, folder, processes, boot))
 
 
 def _ask_later(loop: Loop, request: Request, op: str) -> Future:

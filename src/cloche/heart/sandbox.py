@@ -27,12 +27,16 @@ if TYPE_CHECKING:
     from cloche.heart.network import GuestNetwork
     from cloche.host.share import Share
     from cloche.host.taps import Tap
+    from cloche.host.view import View
     from cloche.model.plan_mounts import Shm
     from cloche.wire.messages import Event
 
 AGENT_TIMEOUT_S = 90.0
 KILL_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 5.0
+# Taking down what shows a container's processes takes the kernel up to 20 ms, and each end of a
+# container waits for that. One that has ended before is spared it.
+VIEW_AFTER_S = 0.1
 # A guest must not keep us busy with these; engines note the first one only.
 OOM_INTERVAL_S = 1.0
 MAX_WARNINGS = 100
@@ -99,16 +103,27 @@ class Sandbox:
             self.warnings, self.request.timings.marks, interrupted=self._interrupted
         )
         if view is not None:
-            from cloche.heart.view import furnish, show_guest
-
-            folder = os.path.join(self.share.directory, container.id)
-            furnish(view, container.config, folder, self.loop, show_guest(container))
+            self._furnish(view, container)
         # What was imported stays; leaving it out of collections keeps its pages shared.
         gc.freeze()
         gc.enable()
         code = int(await container.init.exited)
         await self._shut_down(container)
         return code
+
+    def _furnish(self, view: View, container: Container) -> None:
+        """Show mounts and processes to those who enter our mount namespace, as engines do."""
+
+        def now() -> None:
+            from cloche.heart.view import furnish, show_guest
+
+            folder = os.path.join(self.share.directory, container.id)
+            furnish(view, container.config, folder, show_guest(container))
+
+        if self.request.at_once:  # by no engine
+            self.loop.call_later(VIEW_AFTER_S, now)
+        else:
+            now()
 
     async def _greet(self) -> list[Future]:
         """Once the VM runs: the requests that every container needs, not waited for."""
@@ -178,8 +193,7 @@ class Sandbox:
         if self.request.at_once:
             steps.append(container.start())
         # What is needed once it runs: while the program runs, it is in its way.
-        import cloche.heart.control
-        import cloche.heart.view  # noqa: F401
+        import cloche.heart.control  # noqa: F401
 
         try:
             await self._in_time(*steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import TYPE_CHECKING
 
 from cloche.host.proc_view import ProcView, guest_boot
@@ -12,34 +11,26 @@ from cloche.model.mounts import MS_RDONLY, parse_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloche.base.loop import Future, Loop
+    from cloche.base.loop import Future
     from cloche.heart.container import Container
     from cloche.host.view import View
     from cloche.model.oci import Config
 
     ShowProcesses = Callable[[int], object]
 
-# Taking a fanotify queue down takes the kernel up to 20 ms. A container that has ended by then is
-# spared that, and no engine looks for its processes so soon.
-PROCESSES_AFTER_S = 0.1
 
-
-def furnish(
-    view: View, config: Config, folder: str, loop: Loop, show_processes: ShowProcesses
-) -> None:
+def furnish(view: View, config: Config, folder: str, show_processes: ShowProcesses) -> None:
     """Show the mounts of a created container (its mount points exist) below its root.
 
     *folder* is where the share has its binds, by index; *show_processes* is given the folder of its
-    /proc, which it may use until it returns, after a moment.
+    /proc, which it may use until it returns.
     """
     for index, mount in enumerate(config.mounts):
         if os.path.exists(source := os.path.join(folder, str(index))):
             read_only = bool(parse_options(mount.options).flags & MS_RDONLY)
             view.bind(source, mount.destination, read_only=read_only)
         elif mount.type == "proc" and os.path.normpath(mount.destination) == "/proc":
-            view.hide(mount.destination)
-            show = partial(_show_processes, view, mount.destination, show_processes)
-            loop.call_later(PROCESSES_AFTER_S, show)
+            _show_processes(view, mount.destination, show_processes)
         else:
             view.hide(mount.destination)
 
@@ -50,8 +41,8 @@ def _show_processes(view: View, destination: str, show_processes: ShowProcesses)
         return
     try:
         show_processes(folder)
-    except OSError:
-        pass  # no fanotify here: nothing is shown, rather than what is not the guest's
+    except OSError:  # no fanotify here: nothing is shown, rather than what is not the guest's
+        view.hide(destination)
     finally:
         os.close(folder)
 

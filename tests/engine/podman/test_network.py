@@ -47,6 +47,30 @@ def test_names(podman: Podman) -> None:
     wait_until(lambda: fetch() == "served", f"{server} serves", 20)
 
 
+def test_a_network_comes_and_goes_while_the_container_runs(podman: Podman) -> None:
+    """``podman network connect`` and ``disconnect``, and a server of the new one."""
+    networks = [podman.new_name("network") for _ in range(2)]
+    for network in networks:
+        podman("network", "create", network)
+    first, second = networks
+    script = "mkdir /www; echo served >/www/index.html; exec httpd -f -p 80 -h /www"
+    server = podman.start(f"--network={second}", IMAGE, "sh", "-c", script)
+    name = podman.start(f"--network={first}", IMAGE, "sleep", "1000")
+    podman("network", "connect", second, name)
+    address = podman.inspect(server)["NetworkSettings"]["Networks"][second]["IPAddress"]
+
+    def fetch(host: str) -> str:
+        return podman.sh(name, f"{GET} http://{host}/", code=None)
+
+    wait_until(lambda: fetch(address) == "served", f"{name} reaches {second}", 20)
+    podman("network", "disconnect", second, name)
+    wait_until(
+        lambda: podman.sh(name, "ls /sys/class/net").split() == ["eth0", "lo"],
+        f"{name} has left {second}",
+        10,
+    )
+
+
 def test_published_port(podman: Podman) -> None:
     """-p: a port of the host leads into the guest."""
     with socket.socket() as probe:
