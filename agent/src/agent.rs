@@ -231,8 +231,8 @@ impl Agent {
             }
             Request::Network(plan) => self.network(plan)?,
             Request::NetworkChange(plan) => {
-                self.slots().and_then(|slots| slots.change(plan))?;
-                self.relay.listen(&plan.dns_relay, &self.poll)?;
+                let changed = self.slots()?.change(plan);
+                changed.and(self.relay.listen(&plan.dns_relay, &self.poll))?;
             }
             Request::Processes(plan) => return self.list_processes(number, plan.id),
             Request::DnsReply(plan) => self.relay.answer(plan.query, plan.data),

@@ -37,8 +37,8 @@ pub struct Slots {
     /// The kernel's first namespace, and an rtnetlink socket of it.
     first: OwnedFd,
     first_socket: OwnedFd,
-    /// Slots in use, and the index of each one's device where it is used.
-    used: Vec<(u32, u32)>,
+    /// Slots in use.
+    used: Vec<Used>,
     /// The namespace with slot 0, and its index there.
     connected: OwnedFd,
     slot0: Option<u32>,
@@ -46,6 +46,13 @@ pub struct Slots {
     parked: Option<OwnedFd>,
     /// The `network` request has asked for interfaces.
     pub is_connected: bool,
+}
+
+/// A slot's device where it is used: a container may have renamed it.
+struct Used {
+    slot: u32,
+    index: u32,
+    name: String,
 }
 
 /// struct ifreq: a name, then a union of which this uses the first bytes.
@@ -96,45 +103,81 @@ impl Slots {
         self.add(&socket, &plan.interfaces, &plan.routes)
     }
 
-    /// Changes a network that containers live in.
+    /// Changes a network that containers live in. What fails keeps nothing else from being done;
+    /// the first failure is told.
     pub fn change(&mut self, plan: &NetworkChange) -> Outcome<()> {
         if !self.is_connected {
             return Err(Failure::new("network", "namespace", errno::ENODEV));
         }
         sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
         let socket = open_netlink().step("network", "netlink")?;
+        let mut outcome = Ok(());
         for route in &plan.old_routes {
-            match ask(&socket, &route_of(&[], route)?.removal()) {
-                // It went with what it needed.
-                Err(Errno::SRCH) => {}
-                result => result.step("route", route.destination.unwrap_or("default"))?,
-            }
+            outcome = outcome.and(self.remove_route(&socket, route));
         }
         for slot in &plan.gone {
-            self.park(&socket, *slot).step("interface", &format!("slot{slot}"))?;
+            let parked = self.park(&socket, *slot).step("interface", &format!("slot{slot}"));
+            outcome = outcome.and(parked);
         }
-        self.add(&socket, &plan.interfaces, &plan.routes)
+        outcome.and(self.add(&socket, &plan.interfaces, &plan.routes))
     }
 
+    /// As for `change`.
     fn add(&mut self, socket: &OwnedFd, interfaces: &[Interface], routes: &[Route]) -> Outcome<()> {
-        let mut named: Vec<(&str, u32)> = Vec::from([("lo", LOOPBACK)]);
+        let mut outcome = Ok(());
         for interface in interfaces {
-            let index = self.device(interface.slot).step("interface", interface.name)?;
-            self.used.push((interface.slot, index));
-            configure(socket, index, interface)?;
-            named.push((interface.name, index));
+            let added = self.device(interface.slot).step("interface", interface.name);
+            outcome = outcome.and(added.and_then(|index| {
+                let name = interface.name.into();
+                self.used.push(Used { slot: interface.slot, index, name });
+                configure(socket, index, interface)
+            }));
         }
         for route in routes {
             let object = route.destination.unwrap_or("default");
-            ask(socket, &route_of(&named, route)?.request()).step("route", object)?;
+            let added = self
+                .route(route)
+                .and_then(|found| ask(socket, &found.request()).step("route", object));
+            outcome = outcome.and(added);
         }
-        Ok(())
+        outcome
     }
 
-    /// Takes a slot's device out of the containers' sight, with its addresses and routes.
+    fn remove_route(&self, socket: &OwnedFd, route: &Route) -> Outcome<()> {
+        match ask(socket, &self.route(route)?.removal()) {
+            // It went with what it needed.
+            Err(Errno::SRCH) => Ok(()),
+            result => result.step("route", route.destination.unwrap_or("default")),
+        }
+    }
+
+    /// A route as rtnetlink wants it.
+    fn route(&self, plan: &Route) -> Outcome<netlink::Route> {
+        let index = if plan.interface == "lo" {
+            LOOPBACK
+        } else {
+            let found = self.used.iter().find(|used| used.name == plan.interface);
+            found.ok_or(Errno::NODEV).step("route", plan.interface)?.index
+        };
+        Ok(netlink::Route {
+            index,
+            destination: optional(plan.destination)?,
+            prefix: plan.prefix,
+            gateway: optional(plan.gateway)?,
+            source: optional(plan.source)?,
+            metric: plan.metric,
+            scope: plan.scope,
+            onlink: plan.onlink,
+        })
+    }
+
+    /// Takes a slot's device, if it is in use, out of the containers' sight, with its addresses
+    /// and routes.
     fn park(&mut self, socket: &OwnedFd, slot: u32) -> Result<()> {
-        let place = self.used.iter().position(|(used, _)| *used == slot).ok_or(Errno::NODEV)?;
-        let (_, index) = self.used.swap_remove(place);
+        let Some(place) = self.used.iter().position(|used| used.slot == slot) else {
+            return Ok(());
+        };
+        let index = self.used[place].index;
         let name = format!("slot{slot}");
         // The kernel renames no device that is up.
         change(socket, &Link { index, up: Some(false), ..Link::default() })?;
@@ -143,6 +186,7 @@ impl Slots {
         sys::setns(&self.first, NEWNET)?;
         let found = index_of(&name);
         sys::setns(&self.connected, NEWNET)?;
+        self.used.swap_remove(place);
         *self.devices.get_mut(slot as usize).ok_or(Errno::NODEV)? = found?;
         if slot == 0 {
             self.slot0 = None;
@@ -307,25 +351,6 @@ fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
         ask(socket, &request).step("neighbour", address)?;
     }
     Ok(())
-}
-
-/// A route as rtnetlink wants it; `named` are interfaces whose indexes are known.
-fn route_of(named: &[(&str, u32)], plan: &Route) -> Outcome<netlink::Route> {
-    let known = named.iter().find(|(name, _)| *name == plan.interface);
-    let index = match known {
-        Some((_, index)) => *index,
-        None => index_of(plan.interface).step("route", plan.interface)?,
-    };
-    Ok(netlink::Route {
-        index,
-        destination: optional(plan.destination)?,
-        prefix: plan.prefix,
-        gateway: optional(plan.gateway)?,
-        source: optional(plan.source)?,
-        metric: plan.metric,
-        scope: plan.scope,
-        onlink: plan.onlink,
-    })
 }
 
 fn optional(text: Option<&str>) -> Outcome<Option<IpAddr>> {

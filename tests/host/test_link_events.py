@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from cloche.base.loop import Future, Loop
 from cloche.heart.network import GuestNetwork
-from cloche.host.link_events import SETTLED_S, LinkEvents
+from cloche.host.link_events import IDLE_S, IN_VAIN, LATEST_S, SETTLED_S, LinkEvents
 from cloche.host.taps import open_taps
 
 from .conftest import Namespace
@@ -22,6 +23,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.broken: Exception | None = None
         self.answer = Future()
         self.answer.set()
 
@@ -52,11 +54,15 @@ class Scene:
         assert warnings == []
         self.network.follow(lambda: self.resolv_conf, self.complaints.append)
 
+    def run_for(self, seconds: float) -> None:
+        """Run the loop that long."""
+        over = Future()
+        self.loop.call_later(seconds, over.set)
+        self.loop.run_until(over)
+
     def settle(self) -> None:
         """Run the loop until everything that is under way must have been told."""
-        over = Future()
-        self.loop.call_later(4 * SETTLED_S, over.set)
-        self.loop.run_until(over)
+        self.run_for(4 * SETTLED_S)
 
     def change(self) -> dict[str, Any]:
         """The only request that was made."""
@@ -87,14 +93,50 @@ def destinations(routes: list[dict[str, Any]]) -> list[str]:
     return [f"{route['destination'] or 'default'} {route['interface']}" for route in routes]
 
 
-def test_many_events_are_one_change(scene: Scene) -> None:
-    changes: list[int] = []
-    LinkEvents(scene.loop, lambda: changes.append(1))
+@pytest.fixture
+def looks(scene: Scene) -> list[float]:
+    """When it was looked for changes, of which there is always one."""
+    found: list[float] = []
+
+    def look() -> bool:
+        found.append(time.monotonic())
+        return True
+
+    LinkEvents(scene.loop, look)
+    return found
+
+
+def test_many_events_are_one_change(scene: Scene, looks: list[float]) -> None:
     scene.settle()
-    assert changes == []
+    assert looks == []
     scene.veth("eth1", "10.1.0.2/24")
     scene.settle()
-    assert changes == [1]
+    assert len(looks) == 1
+
+
+def test_events_without_an_end_are_looked_at_all_the_same(scene: Scene, looks: list[float]) -> None:
+    began = time.monotonic()
+    while not looks and time.monotonic() < began + 3 * LATEST_S:
+        scene.inside.ip("link set eth0 mtu 1400", "link set eth0 mtu 1500")
+        scene.run_for(SETTLED_S / 2)
+    assert looks
+    assert looks[0] - began > LATEST_S / 2
+
+
+def test_events_that_mean_nothing_are_not_followed_closely(scene: Scene) -> None:
+    looks: list[int] = []
+
+    def look() -> bool:
+        looks.append(1)
+        return False
+
+    LinkEvents(scene.loop, look)
+    for _ in range(IN_VAIN + 1):
+        scene.inside.ip("link set eth0 mtu 1400", "link set eth0 mtu 1500")
+        scene.settle()
+    assert len(looks) == IN_VAIN
+    scene.run_for(IDLE_S)
+    assert len(looks) == IN_VAIN + 1
 
 
 def test_what_comes_and_goes(scene: Scene) -> None:
@@ -160,7 +202,9 @@ def test_an_interface_that_changes_goes_and_comes(scene: Scene) -> None:
 def test_name_servers_that_come_with_a_network(scene: Scene) -> None:
     scene.resolv_conf = "nameserver 127.0.0.53\n"
     scene.adopt()
-    scene.resolv_conf = "nameserver 127.0.0.53\nnameserver 127.0.0.11\n"
+    # The container has written to it, too: a server of its own, and what is no address at all.
+    added = ["127.0.0.1", "127.0.0.11", "127.0.0.11.example.org"]
+    scene.resolv_conf += "".join(f"nameserver {each}\n" for each in added)
     scene.veth("eth1", "10.1.0.2/24")
     assert scene.change()["dns_relay"] == ["127.0.0.11"]
 
@@ -173,7 +217,7 @@ def test_no_card_is_left(scene: Scene) -> None:
     (complaint,) = scene.complaints
     assert "no device of the VM is left for interface eth1" in complaint
     assert "attach at most 1 networks" in complaint
-    # What there was goes on, and there is room again when it goes.
+    # It is said once. What there was goes on, and there is room again when it goes.
     scene.complaints.clear()
     scene.inside.ip("link delete eth0")
     change = scene.change()
@@ -181,10 +225,59 @@ def test_no_card_is_left(scene: Scene) -> None:
     assert scene.complaints == []
 
 
-def test_what_the_guest_refuses_is_told(scene: Scene) -> None:
+def test_what_cannot_be_adopted_keeps_nothing_else_from_it(scene: Scene) -> None:
+    scene.adopt()
+    scene.inside.ip("tuntap add tunnel mode tun", "link set tunnel up")
+    scene.veth("eth1", "10.1.0.2/24")
+    assert slots(scene.change()) == [(1, "eth1")]
+    (complaint,) = scene.complaints
+    assert "interface tunnel (tun" in complaint
+    scene.inside.ip("link delete eth1")
+    assert scene.change()["gone"] == [1]
+    assert len(scene.complaints) == 1
+
+
+def test_an_interface_that_becomes_a_port_is_untied(scene: Scene) -> None:
+    scene.adopt()
+    scene.inside.ip("link add bridge type bridge", "link set eth0 master bridge")
+    assert scene.change()["gone"] == [0]
+    assert scene.inside.run("tc", "qdisc", "show", "dev", "eth0", "ingress") == ""
+
+
+def test_after_a_change_that_was_done_half_all_is_told_anew(scene: Scene) -> None:
     scene.adopt()
     scene.agent.answer = Future()
     scene.agent.answer.fail(ValueError("no such slot"))
     scene.veth("eth1", "10.1.0.2/24")
     scene.change()
     assert scene.complaints == ["network: the guest refuses a change: no such slot"]
+    scene.agent.answer = Future()
+    scene.agent.answer.set()
+    scene.veth("eth2", "10.2.0.2/24")
+    change = scene.change()
+    assert change["gone"] == [0, 1, 2]
+    assert slots(change) == [(0, "eth0"), (1, "eth1"), (2, "eth2")]
+    assert len(change["routes"]) == 4
+    # From then on it is differences again.
+    scene.inside.ip("link delete eth1")
+    assert scene.change()["gone"] == [1]
+
+
+def test_a_guest_that_has_ended_is_not_complained_of(scene: Scene) -> None:
+    scene.adopt()
+    scene.agent.broken = ValueError("VM: has ended")
+    scene.agent.answer = Future()
+    scene.agent.answer.fail(scene.agent.broken)
+    scene.veth("eth1", "10.1.0.2/24")
+    scene.change()
+    assert scene.complaints == []
+
+
+def test_what_nobody_has_foreseen_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not end the loop, and with it the container."""
+    scene.adopt()
+    monkeypatch.setattr("cloche.host.network._documents", lambda _: int("odd"))
+    scene.veth("eth1", "10.1.0.2/24")
+    scene.settle()
+    (complaint,) = scene.complaints
+    assert "a change is not followed: invalid literal" in complaint

@@ -259,9 +259,9 @@ def test_more_interfaces_than_taps_are_named(site: Site) -> None:
     site.veth(0)
     site.veth(1)
     site.open(1)
-    with pytest.raises(ClocheError, match=r"interface eth1: .* 2 interfaces .*the VM 1") as error:
+    with pytest.raises(ClocheError, match=r"interface eth1: .* 2 interfaces .*the VM 1") as caught:
         site.connect()
-    assert "config.toml" in error.value.hint
+    assert "attach at most 1 networks" in caught.value.hint
 
 
 def test_second_vm_in_a_namespace_is_refused(site: Site) -> None:

@@ -75,6 +75,33 @@ def test_slow_reader_holds_credit_back_and_loses_nothing(loop: Loop) -> None:
     os.close(read_end)
 
 
+def test_a_line_of_ours_gives_the_guest_no_credit(loop: Loop) -> None:
+    """Else a guest that uses all of its credit would be taken for one that overruns it."""
+    read_end, write_end = os.pipe()
+    relay, granted = output(loop, write_end)
+    relay.feed(bytes(WINDOW))  # more than the pipe holds
+    relay.add("a line\n")
+    drained = relay.drained()
+    received = b""
+    while not drained.done:
+        received += os.read(read_end, 65536)
+        loop.run_once()
+    while len(received) < WINDOW + 7:
+        received += os.read(read_end, 65536)
+    assert received.endswith(b"a line\n")
+    assert sum(granted) == WINDOW
+    os.close(read_end)
+
+
+def test_a_line_of_ours_behind_the_end_is_dropped(loop: Loop) -> None:
+    read_end, write_end = os.pipe()
+    relay, granted = output(loop, write_end)
+    relay.end()
+    relay.add("a line\n")
+    assert (os.read(read_end, 10), granted) == (b"", [])
+    os.close(read_end)
+
+
 def test_guest_that_overruns_its_credit_is_refused(loop: Loop) -> None:
     read_end, write_end = os.pipe()
     relay, _ = output(loop, write_end)

@@ -57,7 +57,7 @@ def test_what_no_request_has(value: object) -> None:
 
 
 def test_a_greeting_is_what_the_agents_connection_would_have_sent() -> None:
-    greeting, protocol = Greeting("a-name"), Protocol()
+    greeting, protocol = Greeting(), Protocol()
     sent = [protocol.request(op, fields) for op, fields in greeting.requests]
     assert greeting.encode() == b"".join(frame for _, frame in sent)
     assert [number for number, _ in sent] == Protocol().skip(len(sent))
@@ -68,4 +68,4 @@ def test_a_greeting_is_what_the_agents_connection_would_have_sent() -> None:
 
 
 def test_a_greeting_fits_a_socket_that_nobody_reads_yet() -> None:
-    assert len(Greeting("n" * 100).encode()) < frames.MAX_PAYLOAD // 8
+    assert len(Greeting().encode()) < frames.MAX_PAYLOAD // 8

@@ -14,13 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from cloche.heart.frozen_maker import SHARES, work_prefix
+from cloche.guest.guest import guest_for
+from cloche.heart.frozen_maker import SHARES, make_frozen, work_prefix
+from cloche.heart.machine import choose_shape
+from cloche.model.config import load_settings
+from cloche.vmm import preload
+from cloche.vmm.frozen import load_frozen
 from cloche.vmm.script import PAGE, RETURN, SPAWN
+from cloche.vmm.template import load_template
 from engine.dockerd import wait_until
 
 from . import host
 from .bundles import Bundle
 from .frozen import (
+    SMALL,
     FrozenQemu,
     is_thawed,
     limited,
@@ -352,6 +359,24 @@ def test_what_this_host_cannot_do_is_not_tried_at_each_start(
         assert not is_thawed(container)
         assert cloche.messages("warning") == []
         container.end()
+
+
+def test_without_the_preload_none_is_made(
+    made: FrozenQemu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GnuTLS's random generator would be in its memory, and go on alike in all VMs."""
+    guest = guest_for(str(made.root), None)
+    assert guest is not None
+    shape = choose_shape(load_settings(), guest, SMALL, None)
+    root = str(made.root / "templates")
+    template = load_template(root, shape)
+    assert template is not None
+    monkeypatch.setattr(preload, "preload_candidates", list)
+    assert make_frozen(root, shape, template, user_network=True, again=True) is None
+    _, problem = load_frozen(root, shape, user_network=True)
+    assert "all VMs would draw the same random numbers" in problem
+    monkeypatch.undo()
+    assert make_frozen(root, shape, template, user_network=True, again=True) is not None
 
 
 def test_a_copy_of_a_data_folder_is_on_its_own(

@@ -23,9 +23,11 @@ def run(argv: list[str], *, stdin: bytes = b"", hint: str = "") -> bytes:
     ]
     try:
         pid = os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions)
-    except FileNotFoundError:
+    except OSError as error:
         for fd in (in_read, in_write, out_read, out_write, err_fd):
             os.close(fd)
+        if not isinstance(error, FileNotFoundError):
+            raise
         raise ClocheError(
             f"{argv[0]}: program not found", hint=hint or f"install {argv[0]}"
         ) from None

@@ -222,8 +222,10 @@ class Container:
             if mount.destination == "/etc/resolv.conf" and mount.source:
                 path = os.path.join(self.request.bundle, mount.source)
                 try:
-                    with open(path, encoding="utf-8", errors="replace") as file:
-                        return file.read(RESOLV_CONF_MOST)
+                    # Not to be waited for: the guest may have put a FIFO there.
+                    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                    with open(fd, "rb", buffering=0) as file:
+                        return (file.read(RESOLV_CONF_MOST) or b"").decode(errors="replace")
                 except OSError:
                     return ""
         return ""

@@ -1,4 +1,4 @@
-"""What every guest is sent first: a handshake, what a clone must not share with others, the share.
+"""What every guest is sent first: a handshake, the share, what a clone must not share with others.
 
 Imported on the start path before QEMU runs, so nothing that msgspec is needed for.
 """
@@ -6,7 +6,7 @@ Imported on the start path before QEMU runs, so nothing that msgspec is needed f
 from __future__ import annotations
 
 import os
-from time import monotonic, time_ns
+from time import time_ns
 
 from cloche.host.share import GUEST_SHARE
 from cloche.vmm.argv import SHARE_TAG
@@ -23,19 +23,15 @@ SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
 
 
 class Greeting:
-    """The first three requests to a guest, numbered from 1, in a form to be sent before QEMU runs.
+    """The first requests to a guest, numbered from 1, in a form to be sent before QEMU runs.
 
-    That is possible with a frozen QEMU, where the agent listens already.
+    That is possible with a frozen QEMU, where the agent listens already. The clock is not told
+    yet: nobody knows how long it takes until somebody listens.
     """
 
-    def __init__(self, hostname: str) -> None:
+    def __init__(self) -> None:
         self.nonce = os.urandom(16)
-        self.at = monotonic()
-        self.requests = [
-            ("hello", hello(self.nonce)),
-            ("renew", renewal(hostname)),
-            ("mount", share_mount()),
-        ]
+        self.requests = [("hello", hello(self.nonce)), ("mount", share_mount())]
 
     def encode(self) -> bytes:
         """The frames of all of them."""

@@ -119,27 +119,32 @@ def _choose(request: Request) -> Choice:
 class Machine:
     """A VM that starts, and its *shape*. A launch that is still to come adds to the *warnings*.
 
-    *greeting* is what a thawed VM has been greeted with.
+    *greeting* is what a thawed VM has been greeted with, *frozen* the one that it was.
     """
 
-    def __init__(self, vm: Vm, shape: Shape, hostname: str) -> None:
+    def __init__(self, vm: Vm, shape: Shape) -> None:
         self.vm = vm
         self.shape = shape
         self.warnings: list[str] = []
-        self.greeting = Greeting(hostname)
+        self.greeting = Greeting()
+        self.frozen: Frozen | None = None
+
+    def distrust(self) -> None:
+        """The next start is to make another frozen QEMU."""
+        if self.frozen is not None:
+            self.frozen.give_up()
 
 
 def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[int]) -> Machine:
     """Start the VM for *request*: thawed, else from its template, else cold."""
     choice = _choose(request)
-    machine = Machine(Vm(loop, request.directory), choice.shape, request.id)
+    machine = Machine(Vm(loop, request.directory), choice.shape)
     vm, warnings = machine.vm, machine.warnings
     user_network = not taps and request.has_user_network()
-    frozen = _find_frozen(request, choice, user_network, warnings)
+    frozen = machine.frozen = _find_frozen(request, choice, user_network, warnings)
 
     def otherwise(held: Sequence[int]) -> None:
-        if frozen is not None:
-            frozen.give_up()
+        machine.distrust()
         _launch(vm, request, choice, share, held, warnings)
 
     if frozen is None:
@@ -156,7 +161,6 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
-        vm.is_greeted = False
         _launch(vm, request, choice, share, taps, warnings)
     return machine
 

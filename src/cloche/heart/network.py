@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError
-from cloche.host.dns import DnsRelay, loopback_nameservers
+from cloche.host.dns import LATE_RESOLVER, DnsRelay, loopback_nameservers
 from cloche.host.link_events import LinkEvents
-from cloche.host.network import as_told, attach, check_room, connect, scan, user_mode_network
+from cloche.host.network import as_told, attach, connect, no_room, scan, user_mode_network
+from cloche.host.redirect import untie
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ class GuestNetwork:
         self._interfaces: dict[str, dict[str, Any]] = {}
         self._routes: list[dict[str, Any]] = []
         self._told: list[str] = []
+        # The guest has done a part of what it was told last.
+        self._is_torn = False
 
     def user_mode(self, resolv_conf: str) -> dict[str, Any]:
         """The `network` request for QEMU's user-mode network."""
@@ -60,66 +63,95 @@ class GuestNetwork:
         if self._taps:
             LinkEvents(self._loop, lambda: self._adapt(resolv_conf, complain))
 
-    def _adapt(self, resolv_conf: Callable[[], str], complain: Callable[[str], object]) -> None:
+    def _adapt(self, resolv_conf: Callable[[], str], complain: Callable[[str], object]) -> bool:
+        """Have the guest follow; whether there is anything that has changed for it."""
+        is_whole = self._is_torn
         try:
-            found = scan()
+            found = scan(strict=False)
+            change = self._change_to(found)
+            # Others in that file may be the container's own by now.
+            late = {LATE_RESOLVER} & {*loopback_nameservers(resolv_conf())}
+            change["dns_relay"] = self._answer_for([*late])
             for warning in found.warnings:
                 if warning not in self._told:
                     complain(warning)
             self._told = found.warnings
-            change = self._change_to(found)
-        except (ClocheError, OSError) as error:
-            complain(str(error))
-            return
-        change["dns_relay"] = self._relay(resolv_conf())
-        if any(change.values()):
-            self._agent.call("network_change", change).on_done(lambda done: _tell(done, complain))
+            if any(change.values()):
+                done = self._agent.call("network_change", change)
+                done.on_done(lambda done: self._done(done, is_whole, complain))
+        except (ClocheError, OSError, ValueError, KeyError, TypeError) as error:
+            # A namespace as nobody has seen one yet must not cost a container that runs.
+            complain(f"network: a change is not followed: {error}")
+            return False
+        return any(change.values())
 
     def _change_to(self, found: Network) -> dict[str, Any]:
-        """The `network_change` request that leads to *found*; ClocheError where none does.
+        """The `network_change` request that leads to *found*; what cannot be is warned of there.
 
         An interface that has changed goes, and comes again.
         """
-        kept: dict[str, dict[str, Any]] = {}
-        new: list[Interface] = []
-        for interface in found.interfaces:
-            known = self._interfaces.get(interface.name)
-            if known is not None and known == as_told(known["slot"], interface):
-                kept[interface.name] = known
-            else:
-                new.append(interface)
-        check_room(found.interfaces, len(self._taps))
-        used = {each["slot"] for each in kept.values()}
-        free = [slot for slot in range(len(self._taps)) if slot not in used]
-        told = attach(list(zip(free, new, strict=False)), self._taps)
-        gone = [each for name, each in self._interfaces.items() if name not in kept]
-        change = {
-            "gone": [each["slot"] for each in gone],
-            "old_routes": [
-                route
-                for route in self._routes
-                if route not in found.routes and route["interface"] in kept
-            ],
-            "interfaces": told,
-            "routes": [
-                route
-                for route in found.routes
-                if route not in self._routes or route["interface"] not in kept
-            ],
+        if len(found.interfaces) > len(self._taps):
+            found.warnings.append(str(no_room(found.interfaces, len(self._taps))))
+        kept = {
+            known["name"]: known
+            for interface in found.interfaces
+            if (known := self._interfaces.get(interface.name)) is not None
+            and known == as_told(known["slot"], interface)
         }
+        is_same = len(kept) == min(len(found.interfaces), len(self._taps))
+        if is_same and len(kept) == len(self._interfaces) and found.routes == self._routes:
+            return {}
+        old_routes = self._routes
+        if self._is_torn:
+            kept, old_routes = {}, []
+        gone = {name: each["slot"] for name, each in self._interfaces.items() if name not in kept}
+        untie([*gone])
+        new = [interface for interface in found.interfaces if interface.name not in kept]
+        told = self._attach(new, {each["slot"] for each in kept.values()}, found.warnings)
+        here = {*kept, *(each["name"] for each in told)}
+        routes = [route for route in found.routes if route["interface"] in here]
         self._remember([*kept.values(), *told], found.routes)
-        return change
+        return {
+            "gone": [*range(len(self._taps))] if self._is_torn else [*gone.values()],
+            "old_routes": [r for r in old_routes if r not in routes and r["interface"] in kept],
+            "interfaces": told,
+            "routes": [r for r in routes if r not in old_routes or r["interface"] not in kept],
+        }
+
+    def _attach(
+        self, new: list[Interface], used: set[int], warnings: list[str]
+    ) -> list[dict[str, Any]]:
+        """Tie interfaces to slots that are not *used*, as many as there are."""
+        free = [slot for slot in range(len(self._taps)) if slot not in used]
+        try:
+            return attach(list(zip(free, new, strict=False)), self._taps)
+        except ClocheError as error:
+            warnings.append(str(error))
+            return []
+
+    def _done(self, done: Future, is_whole: bool, complain: Callable[[str], object]) -> None:
+        """What the guest did of a change; after one that it did half, the next is a whole one."""
+        if done.error is None:
+            self._is_torn = self._is_torn and not is_whole
+            return
+        self._is_torn = True
+        if self._agent.broken is None:
+            complain(f"network: the guest refuses a change: {done.error}")
 
     def _remember(self, interfaces: list[dict[str, Any]], routes: list[dict[str, Any]]) -> None:
         self._interfaces = {each["name"]: each for each in interfaces}
         self._routes = routes
 
     def _relay(self, resolv_conf: str) -> list[str]:
-        """The name servers on loopback, as far as they are new; they are answered for from now."""
-        servers = loopback_nameservers(resolv_conf)
+        """The name servers on loopback, which are answered for from now on."""
+        return self._answer_for(loopback_nameservers(resolv_conf))
+
+    def _answer_for(self, servers: list[str]) -> list[str]:
+        """Answer for *servers*; returns those that are to be told of."""
         if self._dns is None:
             self._dns = DnsRelay(self._loop, [], self._answer)
-        return self._dns.add(servers)
+        new = self._dns.add(servers)
+        return servers if self._is_torn else new
 
     def ask(self, fields: dict[str, Any]) -> None:
         """The guest has a DNS query; the fields of its event."""
@@ -129,8 +161,3 @@ class GuestNetwork:
 
     def _answer(self, query: int, data: bytes) -> None:
         self._agent.call("dns_reply", {"query": query, "data": data})
-
-
-def _tell(done: Future, complain: Callable[[str], object]) -> None:
-    if done.error is not None:
-        complain(f"network: the guest refuses a change: {done.error}")

@@ -64,7 +64,7 @@ class Sandbox:
         self.cpus = machine.shape.cpus
         self.warnings = machine.warnings
         self.agent = Agent(vm, self._on_event)
-        self._greeting = machine.greeting
+        self._machine = machine
         self.containers: dict[str, Container] = {}
         self.parent = Parent(loop, channel)
         # A caller that is gone wants no container: no need to wait for a boot.
@@ -134,17 +134,23 @@ class Sandbox:
         await self.vm.running
         guard.cancel()
         self.request.timings.mark("VM resumed")
-        if self.vm.is_greeted:
-            self._hello_at = self._greeting.at
-            self._hello, *others = self.agent.expect(self._greeting)
-            return [self._hello, *others]
-        hello = self._hello = self.agent.hello()
+        # When the guest will say what its clock shows, give or take some milliseconds.
         self._hello_at = time.monotonic()
-        if self.vm.is_booting:
-            # Nobody listens for seconds to come: a clock told now would be slow by them.
-            await self._in_time(hello)
-        renewed = self.agent.call("renew", renewal(self.request.id))
-        return [hello, renewed, self.agent.call("mount", share_mount())]
+        if self.vm.is_greeted:
+            self._hello, mounted = self.agent.expect(self._machine.greeting)
+            self._hello.on_done(self._heard_of)
+        else:
+            self._hello = self.agent.hello()
+            if self.vm.is_booting:
+                # Nobody listens for seconds to come: a clock told now would be slow by them.
+                await self._in_time(self._hello)
+            mounted = self.agent.call("mount", share_mount())
+        return [self._hello, mounted, self.agent.call("renew", renewal(self.request.id))]
+
+    def _heard_of(self, hello: Future) -> None:
+        """A thawed guest that nothing is heard of is not tried again."""
+        if hello.error is not None and not self.parent.gave_up.done:
+            self._machine.distrust()
 
     def shared_memory(self, shm: Shm) -> str:
         """The folder in the guest that all containers with the shared memory *shm* have.
@@ -232,10 +238,11 @@ class Sandbox:
             return
         from cloche.heart.network import GuestNetwork
 
-        self.network = GuestNetwork(self.loop, self.agent)
-        network = self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
+        found = GuestNetwork(self.loop, self.agent)
+        network = found.adopt(self.taps, container.resolv_conf(), self.warnings)
         if network is not None:
             await self.agent.call("network", network)
+        self.network = found  # not before: where that fails, the next `start` tries again
         self._follow_network(container)
 
     def _listen(self, container: Container) -> None:

@@ -158,9 +158,14 @@ class OutputRelay:
                 self._finish()
 
     def add(self, text: str) -> None:
-        """A line of our own behind what the guest has sent."""
-        self._room += len(text.encode())
-        self.feed(text.encode())
+        """A line of our own behind what the guest has sent; nowhere once that has ended."""
+        if self.finished.done:
+            return
+        data = text.encode()
+        self._consumed -= len(data)  # the guest has not sent them: it gets no credit for them
+        self._buffer += data
+        if not self._waiting:
+            self._flush()
 
     def _give(self, count: int) -> None:
         self._room = min(self._room + count, WINDOW)

@@ -23,16 +23,30 @@ MAX_PENDING = 256
 _PORT = 53
 
 
+# Docker's resolver, the only one that comes with a network while a container runs.
+LATE_RESOLVER = "127.0.0.11"
+
+
 def loopback_nameservers(resolv_conf_text: str) -> list[str]:
-    """The loopback addresses among the `nameserver` lines of a resolv.conf(5), in their order."""
+    """The loopback addresses among the `nameserver` lines of a resolv.conf(5), in their order.
+
+    Addresses only: what looks like one might be a name, and looking that up would be waited for.
+    """
     servers: list[str] = []
     for line in resolv_conf_text.splitlines():
         words = line.split()
         if len(words) >= 2 and words[0] == "nameserver":
             server = words[1]
-            if (server.startswith("127.") or server == "::1") and server not in servers:
+            if _is_loopback(server) and server not in servers:
                 servers.append(server)
     return servers
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        return text == "::1" or socket.inet_pton(socket.AF_INET, text)[0] == 127
+    except OSError:
+        return False
 
 
 class DnsRelay:

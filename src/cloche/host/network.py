@@ -73,14 +73,15 @@ class Network:
         self.warnings: list[str] = []
 
 
-def scan() -> Network:
+def scan(*, strict: bool = True) -> Network:
     """Read the current network namespace (one run of ip, about 3 ms).
 
     Left out are the loopback, cloche's taps, ports of a bridge or bond, and devices that are
-    down without an address. ClocheError when a device cannot be carried into a guest.
+    down without an address. ClocheError when a device cannot be carried into a guest; if not
+    *strict*, a warning.
     """
     output = run(["ip", "-details", "-json", "-batch", "-"], stdin=_QUERIES, hint="needs iproute2")
-    return parse(*_documents(output.decode()))
+    return parse(*_documents(output.decode()), strict=strict)
 
 
 def _documents(text: str) -> list[Any]:
@@ -94,12 +95,24 @@ def _documents(text: str) -> list[Any]:
     return found
 
 
-def parse(links: Any, routes: Any, neighbours: Any) -> Network:  # noqa: ANN401 (decoded JSON)
+def parse(
+    links: Any,  # noqa: ANN401 (decoded JSON)
+    routes: Any,  # noqa: ANN401
+    neighbours: Any,  # noqa: ANN401
+    *,
+    strict: bool = True,
+) -> Network:
     """The network that the three answers of `ip -details -json` describe; ClocheError as `scan`."""
     network = Network()
     for link in sorted(links, key=lambda link: int(link["ifindex"])):
-        if _is_wanted(link):
+        if not _is_wanted(link):
+            continue
+        try:
             network.interfaces.append(_interface(link))
+        except ClocheError as error:
+            if strict:
+                raise
+            network.warnings.append(error.message)
     by_name = {interface.name: interface for interface in network.interfaces}
     for entry in neighbours:
         if entry.get("dev") in by_name and "lladdr" in entry:
@@ -210,7 +223,8 @@ def connect(network: Network, taps: Sequence[Tap]) -> dict[str, Any]:
     Returns the agent's `network` request, with an empty `dns_relay`. ClocheError when there are
     more interfaces than taps, in the host's own namespace, or when the kernel refuses.
     """
-    check_room(network.interfaces, len(taps))
+    if len(network.interfaces) > len(taps):
+        raise no_room(network.interfaces, len(taps))
     slots = range(len(network.interfaces))
     return {
         "interfaces": attach(list(zip(slots, network.interfaces, strict=True)), taps),
@@ -233,15 +247,14 @@ def attach(pairs: Sequence[tuple[int, Interface]], taps: Sequence[Tap]) -> list[
     return [as_told(slot, interface) for slot, interface in pairs]
 
 
-def check_room(interfaces: Sequence[Interface], taps: int) -> None:
-    """ClocheError when there are more interfaces than *taps*."""
-    if len(interfaces) > taps:
-        names = ", ".join(interface.name for interface in interfaces)
-        raise ClocheError(
-            f"network: no device of the VM is left for interface {interfaces[taps].name}: the "
-            f"namespace has {len(interfaces)} interfaces ({names}), the VM {taps}",
-            hint=f"attach at most {taps} networks",
-        )
+def no_room(interfaces: Sequence[Interface], taps: int) -> ClocheError:
+    """There are more interfaces than *taps*."""
+    names = ", ".join(interface.name for interface in interfaces)
+    return ClocheError(
+        f"network: no device of the VM is left for interface {interfaces[taps].name}: the "
+        f"namespace has {len(interfaces)} interfaces ({names}), the VM {taps}",
+        hint=f"attach at most {taps} networks",
+    )
 
 
 def _check_not_host() -> None:

@@ -41,12 +41,17 @@ def redirect(pairs: Sequence[tuple[str, str]]) -> None:
         raise ClocheError(f"network: cannot redirect: {error.message}", hint=_HINT) from error
 
 
+def untie(names: Sequence[str]) -> None:
+    """Take what was tied to these interfaces off again; those that are gone took it along."""
+    _clear([(name,) for name in names])
+
+
 def _tc(dialect: Callable[[str, str], list[str]], pairs: Sequence[tuple[str, str]]) -> None:
     lines = [line for interface, tap in pairs for line in dialect(interface, tap)]
     run(["tc", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines).encode())
 
 
-def _clear(pairs: Sequence[tuple[str, str]]) -> None:
+def _clear(pairs: Sequence[tuple[str, ...]]) -> None:
     for device in (device for pair in pairs for device in pair):
         try:
             run(["tc", "qdisc", "del", "dev", device, "ingress"])

@@ -6,12 +6,11 @@ What stands there is in docs/frozen.md. QEMU must be idle, with its guest stoppe
 from __future__ import annotations
 
 import os
-import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloche.base.errors import ClocheError
-from cloche.vmm import ptrace
+from cloche.vmm import preload, ptrace
 from cloche.vmm.regions import Process, Region
 from cloche.vmm.script import (
     DATA,
@@ -157,6 +156,12 @@ class _Freezer:
                 raise ClocheError(f"freezing: QEMU draws random numbers from {region.path}")
         if self._proc("timers"):
             raise ClocheError("freezing: QEMU has a POSIX timer")
+        if not any(_replaces_random(region.path) for region in self.regions):
+            raise ClocheError(
+                f"freezing: QEMU runs without {preload.NAME}, so all VMs would draw the same "
+                "random numbers",
+                hint="`make agent` builds it",
+            )
 
     # ---- threads
 
@@ -204,8 +209,7 @@ class _Freezer:
     def _seccomp(self) -> Steps:
         """The last thing before there are threads: all inherit it."""
         steps = Steps()
-        # Those that we run under ourselves every QEMU inherits from who starts it.
-        for program in self.threads[0].seccomp_filters()[_own_filters() :]:
+        for program in self.threads[0].seccomp_filters():
             length = len(program) // 8
             fprog = struct.pack("<HxxxxxxQ", length, self.script.place(program))
             steps.call(_SECCOMP, _SECCOMP_SET_MODE_FILTER, 0, self.script.place(fprog))
@@ -344,6 +348,14 @@ class _Freezer:
             raise ClocheError(f"freezing: QEMU has {target} open")
 
 
+def _replaces_random(path: str) -> bool:
+    """Whether that is cloche's preload, as it is since it has a random generator of its own."""
+    if os.path.basename(path) != preload.NAME:
+        return False
+    with open(path, "rb") as file:
+        return b"gnutls_rnd" in file.read()
+
+
 def _map(steps: Steps, region: Region, fd: int, offset: int) -> None:
     """Map *region* anew, where nothing is yet."""
     how = _MAP_PRIVATE | _MAP_FIXED_NOREPLACE
@@ -353,10 +365,3 @@ def _map(steps: Steps, region: Region, fd: int, offset: int) -> None:
         how |= _MAP_ANONYMOUS
     flags = KEPT_FIFTH if fd == _KEPT_FD else 0
     steps.call(_MMAP, region.start, region.size, region.protection, how, fd, offset, flags=flags)
-
-
-def _own_filters() -> int:
-    """How many seccomp filters this process has (proc(5))."""
-    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        found = re.search(r"^Seccomp_filters:\s*(\d+)", file.read(), re.MULTILINE)
-    return int(found[1]) if found else 0

@@ -97,7 +97,7 @@ def _become_qemu(
 
 def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
     # Move everything out of the way first: a target number may be one of the sources.
-    high = 64
+    high = max(64, *fds, log_fd) + 1
     moved = []
     for number, fd in enumerate([*fds, log_fd]):
         os.dup2(fd, high + number, inheritable=False)

@@ -127,6 +127,11 @@ class Thread:
                 count = _ptrace(_PTRACE_SECCOMP_GET_FILTER, self.tid, len(filters), buffer)
             except FileNotFoundError:
                 return filters[::-1]  # the index counts from the last one
+            except PermissionError:  # seccomp_get_filter() in the kernel's kernel/seccomp.c
+                raise ClocheError(
+                    "freezing: this process is under a seccomp filter itself, and so may not look "
+                    "at QEMU's"
+                ) from None
             except OSError as error:
                 if error.errno != errno.EINVAL or filters:  # it has none at all
                     raise

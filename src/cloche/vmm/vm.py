@@ -151,27 +151,37 @@ class Vm:
         """
         ends = self._connect()
         self.step = "thawing QEMU"
-        if greeting:
-            self._agent.sendall(greeting)
-            self.is_greeted = True
+        self._agent.sendall(greeting)
         self._monitor.sendall(qmp.command("cont"))
         fds, ours = self._thaw_descriptors(frozen, share, taps, image)
+        held = [os.dup(tap) for tap in taps]
         try:
             number = str(FIRST_FD + len(ends) + len(fds) - 1)
             # The rest is for those who look at ps(1).
             argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
             fds = [*(end.fileno() for end in ends), *fds]
             self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
+            self._watch(ends)
+        except OSError:
+            self._undo_launch()
+            _close(held)
+            raise
         finally:
             _close(ours)
+        self.is_greeted = bool(greeting)
         self._qmp_replies.append(Future())  # it comes after the RESUME event
-        held = [os.dup(tap) for tap in taps]
         if otherwise is not None:
             self._otherwise = lambda: otherwise(held)
         timer = self.loop.call_later(THAW_TIMEOUT_S, self._give_thaw_up)
         self.running.on_done(lambda _: timer.cancel())
         self.running.on_done(lambda _: _close(held))
-        self._watch(ends)
+
+    def _undo_launch(self) -> None:
+        """End a QEMU that cannot be watched: no descriptor is left, say."""
+        if self.pid:
+            os.kill(self.pid, 9)
+            os.waitpid(self.pid, 0)
+        self.pid = 0
 
     @staticmethod
     def _thaw_descriptors(
