@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from cloche.base import syscalls
+from cloche.vmm.launch import NOT_STARTED, launch_qemu
 from engine.dockerd import wait_until
 
 from . import host
@@ -218,3 +222,49 @@ def test_another_process_with_the_pid_of_a_supervisor_long_gone(stopped: Contain
     assert stopped.status == "stopped"
     cloche("delete", "--force", stopped.id)
     assert cloche.leftovers() == []
+
+
+ORPHAN = ["/bin/sleep", "98765"]
+
+
+def _launch_and_end(log: str) -> None:
+    """Start a QEMU, and end before it asks to be told of that."""
+    own = os.pidfd_open(os.getpid())
+    heard, told = os.pipe()
+    ask = syscalls.prctl
+
+    def too_late(option: int, value: int) -> None:
+        if option == syscalls.PR_SET_PDEATHSIG:
+            os.write(told, b"now")
+            select.select([own], [], [], 10)
+        ask(option, value)
+
+    syscalls.prctl = too_late
+    launch_qemu(ORPHAN, [], log, huge_pages=False)
+    os.read(heard, 3)
+
+
+@pytest.mark.usefixtures("program")
+def test_a_supervisor_that_ends_while_it_starts_qemu(folder: Path) -> None:
+    """PR_SET_PDEATHSIG tells of an end that is still to come only."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _launch_and_end(str(folder / "qemu.log"))
+        finally:
+            os._exit(1)
+    os.waitpid(pid, 0)
+    ended: list[int] = []
+
+    def reaped() -> bool:
+        """What has lost its parent is our child."""
+        with contextlib.suppress(ChildProcessError):
+            number, status = os.waitpid(-1, os.WNOHANG)
+            if number:
+                ended.append(os.waitstatus_to_exitcode(status))
+        return NOT_STARTED in ended
+
+    try:
+        wait_until(reaped, "QEMU has not begun", 10)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-f", f"^{' '.join(ORPHAN)}$"])

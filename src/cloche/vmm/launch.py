@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5 ms
 import os
+import select
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
@@ -47,30 +48,39 @@ def launch_qemu(
         )
     own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     parent = os.getpid()
+    parent_fd = os.pidfd_open(parent)
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _become_qemu(argv, fds, log_fd, huge_pages, program)
+            _become_qemu(argv, fds, log_fd, parent_fd, huge_pages, program)
         # Children to come belong to our own pid namespace again.
         syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
     finally:
-        os.close(own_pid_ns)
-        os.close(log_fd)
+        for fd in (own_pid_ns, log_fd, parent_fd):
+            os.close(fd)
     if os.getpid() != parent:
         raise AssertionError("the child of launch_qemu returned")
     return pid
 
 
 def _become_qemu(
-    argv: list[str], fds: Sequence[int], log_fd: int, huge_pages: bool, program: str
+    argv: list[str],
+    fds: Sequence[int],
+    log_fd: int,
+    parent_fd: int,
+    huge_pages: bool,
+    program: str,
 ) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
     step = "processes and namespaces of its own"
     try:
         os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+        # Who has ended before that tells nobody; its number cannot be seen from here.
+        if select.select([parent_fd], [], [], 0)[0]:
+            os._exit(NOT_STARTED)
         os.setsid()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         syscalls.default_signals()
