@@ -44,6 +44,7 @@ extern "C" fn main() -> ! {
     console::milestone("booted");
     boot::mount_all(&mut notes);
     boot::enable_controllers(&mut notes);
+    boot::settle_scheduler(&mut notes);
     boot::lift_limits(&mut notes);
     boot::take_precedence(&mut notes);
     console::milestone("mounts done");

@@ -97,3 +97,12 @@ def test_a_dev_of_ones_own_stays_as_it_is(cloche: Runtime, bundle: Bundle, tmp_p
     bundle.without_mount("/dev").without_mount("/dev/pts").without_mount("/dev/shm")
     bundle.without_mount("/dev/mqueue").mount("/dev", "bind", tmp_path, "rbind")
     assert cloche.run(bundle.sh("ls /dev")).lines == ["file"]
+
+
+def test_the_scheduler_was_patched_for_limits_before(cloche: Runtime, bundle: Bundle) -> None:
+    """A cgroup of the agent's has one: patching it now may trap another CPU (docs/templates.md)."""
+    spaces = bundle.linux["namespaces"]
+    bundle.linux["namespaces"] = [each for each in spaces if each["type"] != "pid"]
+    bundle.capabilities("CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN")
+    bundle.sh("cd /proc/1/root/sys/fs/cgroup/settled; cat cpu.max; wc -l <cgroup.procs")
+    assert cloche.run(bundle).lines == ["100000 100000", "0"]
