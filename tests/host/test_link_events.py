@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -281,3 +282,17 @@ def test_what_nobody_has_foreseen_is_told(scene: Scene, monkeypatch: pytest.Monk
     scene.settle()
     (complaint,) = scene.complaints
     assert "a change is not followed: invalid literal" in complaint
+
+
+def test_where_there_is_no_listening_the_network_is_as_it_was(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container starts all the same, and is told."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("cloche.heart.network.LinkEvents", refuse)
+    scene.adopt()
+    (complaint,) = scene.complaints
+    assert "changes are not followed: [Errno 24] too many open files" in complaint

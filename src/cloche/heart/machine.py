@@ -219,8 +219,9 @@ def _find_frozen(
 
     try:
         made = make_frozen(settings.templates, shape, template, user_network=user_network)
-        # Nothing is noted where another start is at it.
-        _, problem = load_frozen(settings.templates, shape, user_network=user_network)
+        problem = ""
+        if made is None:  # nothing is noted where another start is at it
+            _, problem = load_frozen(settings.templates, shape, user_network=user_network)
     except (ClocheError, OSError) as error:
         made, problem = None, str(error)
     if made is not None:

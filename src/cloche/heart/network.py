@@ -60,8 +60,12 @@ class GuestNetwork:
 
         What cannot be done is told to *complain*. A guest that had no network at first gets none.
         """
-        if self._taps:
+        if not self._taps:
+            return
+        try:
             LinkEvents(self._loop, lambda: self._adapt(resolv_conf, complain))
+        except OSError as error:
+            complain(f"network: changes are not followed: {error}")
 
     def _adapt(self, resolv_conf: Callable[[], str], complain: Callable[[str], object]) -> bool:
         """Have the guest follow; whether there is anything that has changed for it."""

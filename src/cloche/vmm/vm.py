@@ -154,8 +154,9 @@ class Vm:
         self._agent.sendall(greeting)
         self._monitor.sendall(qmp.command("cont"))
         fds, ours = self._thaw_descriptors(frozen, share, taps, image)
-        held = [os.dup(tap) for tap in taps]
+        held: list[int] = []
         try:
+            held += [os.dup(tap) for tap in taps]
             number = str(FIRST_FD + len(ends) + len(fds) - 1)
             # The rest is for those who look at ps(1).
             argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
