@@ -42,7 +42,7 @@ class short_path:
 
     def __enter__(self) -> str:
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-        self._fd = os.open(os.path.dirname(self._path), flags)
+        self._fd = os.open(os.path.dirname(self._path) or ".", flags)
         return f"/proc/self/fd/{self._fd}/{os.path.basename(self._path)}"
 
     def __exit__(self, *_: object) -> None:

@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
 def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
     settings = load_settings()
     image = resolve(wanted.image, Path(settings.data_root), wanted.report, refresh=wanted.refresh)
-    # The supervisor inherits it: nobody removes the image while the VM runs.
+    # The supervisor keeps it: nobody removes the image while the VM runs.
     held = hold(image)
     container_id = f"{PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
     # With a letter: one of digits only is taken for an IPv4 address (inet_aton(3)).
@@ -77,6 +77,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
             ends_with_caller=True,
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
+            keep=[held],
         )
         return run_attached(context, request)
     finally:

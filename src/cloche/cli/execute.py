@@ -7,6 +7,7 @@ import os
 import select
 
 from cloche.base import fastjson
+from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.files import write_atomically
 from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
@@ -163,7 +164,7 @@ def _detached(context: Context, flags: Flags, state: State, process: dict[str, A
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(read_end)
+        close_others({write_end})
         code = EXIT_FAILED
         try:
             code = _stand_in(context, flags, state, process, write_end)
@@ -225,6 +226,7 @@ def _relay(
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
+    os.chdir("/")  # the caller's file system need not stay mounted for us
     return _until_exit(client, arrivals, lambda: started(pid))
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 
 from cloche import __version__
+from cloche.base.descriptors import keep_from_programs
 from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
@@ -82,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         context = Context(flags)
         log = context.log
         _check_global(flags)
+        keep_from_programs()
         if flags.help or not flags.arguments or flags.arguments in (["help"], ["h"]):
             print(overview(), end="")
             return 0 if flags.help or flags.arguments else 1

@@ -11,6 +11,7 @@ import os
 from time import monotonic_ns
 
 from cloche.base import fastjson
+from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.lines import LineReader, encode
 from cloche.base.quick import suppress
@@ -20,7 +21,7 @@ from cloche.vmm.shape import MIB, memory_step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from cloche.model.config import Settings
@@ -45,7 +46,7 @@ class Request:
 
     *foreground*: the caller follows it to its end; *ends_with_caller*: it is killed if the caller
     is. *at_once*: it is started as soon as it is created. *image* is an erofs image that goes to
-    a block slot as its root.
+    a block slot as its root. *keep* are descriptors that the supervisor is to hold.
     """
 
     def __init__(
@@ -61,17 +62,21 @@ class Request:
         user_network: bool = False,
         at_once: bool = False,
         ends_with_caller: bool = False,
+        keep: Sequence[int] = (),
     ) -> None:
         self.root = root
         self.id = check_id(container_id)
         self.bundle = os.path.abspath(bundle)
         self.settings = settings
-        self.console_socket = console_socket
+        # Another process than the caller's, with another working directory, may look for it.
+        self.console_socket = console_socket and os.path.abspath(console_socket)
         self.foreground = foreground
         self.image = image
         self.user_network = user_network
         self.at_once = at_once
         self.ends_with_caller = ends_with_caller
+        # All that the supervisor has of its caller's descriptors, beside stdio.
+        self.kept = [*keep]
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
         self.interrupted = False
@@ -211,7 +216,7 @@ def make_directory(request: Request) -> None:
         except FileExistsError:
             _clear_abandoned(request)
             os.mkdir(request.directory, mode=0o700)
-        _hold(request.directory)
+        request.kept.append(_hold(request.directory))
     except (FileExistsError, BlockingIOError):
         raise ClocheError(
             f"container with id {request.id} exists already",
@@ -233,12 +238,13 @@ def _make_root(root: str) -> None:
         raise ClocheError(f"--root {root}: not a directory") from None
 
 
-def _hold(directory: str) -> None:
-    """Lock *directory* for as long as this process or the supervisor that it forks lives."""
+def _hold(directory: str) -> int:
+    """Lock *directory* for as long as the descriptor returned is open here, or in a fork."""
     import fcntl
 
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return fd
 
 
 def _clear_abandoned(request: Request) -> None:
@@ -256,7 +262,8 @@ def fork_supervisor(request: Request, supervise: Callable[[Request, int], int]) 
     """Fork the process that stands for the container; returns its pid and the channel to it.
 
     Both ends of the channel speak JSON lines: the supervisor reports its steps, the parent
-    answers that hooks have run. The end of the channel before `created` means: give up.
+    answers that hooks have run. The end of the channel before `created` means: give up. The
+    supervisor has the caller's stdio and what the request keeps, and no other descriptor.
     """
     import _socket  # socket proper imports selectors and enum, 5 ms
 
@@ -267,8 +274,9 @@ def fork_supervisor(request: Request, supervise: Callable[[Request, int], int]) 
         return pid, ours.detach()
     status = 1
     try:
-        ours.close()
-        status = supervise(request, theirs.detach())
+        channel = theirs.detach()
+        close_others({channel, *request.kept})
+        status = supervise(request, channel)
     finally:
         os._exit(status)
 

@@ -108,6 +108,7 @@ def _stand_in(request: Request, owner: State, joins: dict[str, str], channel_fd:
         if request.at_once:
             ask(State(request.root, request.id, {}), "start")
         _show(loop, request, config, answer)
+        os.chdir("/")  # the caller's file system need not stay mounted for us
         channel.send(
             {
                 "event": "created",

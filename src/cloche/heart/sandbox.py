@@ -99,6 +99,7 @@ class Sandbox:
         self._serve(container)
         view = container.open_view()
         container.save(RUNNING if self.request.at_once else CREATED)
+        os.chdir("/")  # the caller's file system need not stay mounted for us
         self.parent.created(
             self.warnings, self.request.timings.marks, interrupted=self._interrupted
         )

@@ -7,6 +7,7 @@ import os
 import select
 
 from cloche.base import syscalls
+from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError
 from cloche.vmm.preload import qemu_environment
 
@@ -119,4 +120,4 @@ def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
     for number, fd in enumerate(moved[:-1]):
         os.dup2(fd, FIRST_FD + number)
     # What was inherited from the engine is none of QEMU's business.
-    os.closerange(FIRST_FD + len(fds), 4096)
+    close_others(range(FIRST_FD, FIRST_FD + len(fds)))
