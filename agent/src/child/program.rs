@@ -48,13 +48,27 @@ pub fn find(process: &Process, home: Option<String>) -> Outcome<Program> {
     let path = names::variable(&process.env, "PATH").unwrap_or("");
     let path = locate(name, path)?;
     let path = CString::new(path).map_err(|_| unfit(name, Errno::INVAL))?;
-    let unset = |entry: &&&str| home.is_none() || !entry.starts_with("HOME=");
-    let environment = process.env.iter().filter(unset).copied().chain(home.as_deref());
+    let (environment, last) = with_home(&process.env, home.as_deref());
     Ok(Program {
         path,
         arguments: Vector::new(process.args.iter().copied()),
-        environment: Vector::new(environment),
+        environment: Vector::new(environment.chain(last)),
     })
+}
+
+/// The environment with `home` in the place of an empty one, and what is to follow it: `home` where
+/// there is none (as runc does it).
+fn with_home<'a>(
+    environment: &'a [&'a str],
+    home: Option<&'a str>,
+) -> (impl Iterator<Item = &'a str>, Option<&'a str>) {
+    let is_home = |entry: &str| entry.starts_with("HOME=");
+    let last = home.filter(|_| !environment.iter().copied().any(is_home));
+    let entries = environment.iter().map(move |entry| match home {
+        Some(home) if is_home(entry) => home,
+        _ => entry,
+    });
+    (entries, last)
 }
 
 fn locate(name: &str, path: &str) -> Outcome<String> {

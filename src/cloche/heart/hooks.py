@@ -10,6 +10,7 @@ from time import monotonic
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
+from cloche.model.environment import hook_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def _exec_hook(hook: dict[str, Any], bundle: str, fds: tuple[int, int, int]) -> 
         os.dup2(stderr, 2)
         if netns >= 0:
             syscalls.setns(netns, syscalls.CLONE_NEWNET)
-        environment = dict(pair.partition("=")[::2] for pair in hook.get("env") or [])
+        entries = hook_environment(hook.get("env") or [])
+        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
         os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)
     except BaseException as error:
         os.write(2, str(error).encode())

@@ -23,6 +23,7 @@ from cloche.model.capabilities import mask
 from cloche.model.cgroup import Limits, cgroup_values, limits
 from cloche.model.device_filter import device_filter
 from cloche.model.devices import DEFAULT_LINKS, device_plan
+from cloche.model.environment import hook_environment, process_environment
 from cloche.model.mounts import MS_REC, MS_SLAVE, PROPAGATION
 from cloche.model.plan_mounts import (
     Bind,
@@ -157,7 +158,7 @@ def _process(
     stdin, stdout, stderr = streams
     plan: dict[str, object] = {
         "args": list(process.args),
-        "env": list(process.env),
+        "env": process_environment(process.env),
         "cwd": process.cwd,
         "uid": user.uid,
         "gid": user.gid,
@@ -255,7 +256,7 @@ def _start_hook(hook: Hook, stdin: bytes) -> dict[str, object]:
     return {
         "path": hook.path,
         "args": list(hook.args or (hook.path,)),
-        "env": list(hook.env),
+        "env": hook_environment(hook.env),
         "timeout": hook.timeout,
         "stdin": stdin,
     }
