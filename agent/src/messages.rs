@@ -69,6 +69,7 @@ structures! {
         seccomp: Option<&'a [u8]>, seccomp_flags: u32, oom_score_adj: Option<i32>,
         terminal: bool, rows: u16, columns: u16, stdin: u32, stdout: u32, stderr: u32,
         tuning: Maybe<Option<Tuning<'a>>>, stdio_owner: Maybe<Option<u32>>,
+        raw_newlines: Maybe<bool>,
     }
 
     /// A user namespace, with what uid_map and gid_map of proc(5) are to hold.

@@ -85,6 +85,7 @@ class Process(Struct, forbid_unknown_fields=True):
     stderr: U32
     tuning: Tuning | None = None
     stdio_owner: U32 | None = None
+    raw_newlines: bool = False
 
 
 class Users(Struct, forbid_unknown_fields=True):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
 import termios
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -186,7 +189,61 @@ def test_our_own_terminal_is_as_it_was(cloche: Runtime, shell: Bundle) -> None:
 
 def test_exec_wants_a_terminal_although_there_is_none(idle: Container) -> None:
     result = idle.runtime("exec", "--tty", idle.id, "sh", "-c", "test -t 1 && echo yes")
-    assert result.stdout == b"yes\r\n"
+    assert result.stdout == b"yes\n"
+
+
+# How line feeds are printed, and the size.
+SHOW = "stty -a | grep -o '[-]*onlcr'; stty size; echo a; echo b >&2"
+# runc sets up the terminal while the program runs already.
+AWAIT = 'until [ "$(stty size) $(stty -a | grep -oe -onlcr)" = "31 41 -onlcr" ]; do :; done 2>&-; '
+
+
+@pytest.mark.parametrize("name", ["cloche", "runc"])
+@pytest.mark.parametrize("stdin", ["terminal", "null"])
+def test_output_to_a_pipe_has_bare_line_feeds(
+    request: pytest.FixtureRequest, shell: Bundle, stdin: str, name: str
+) -> None:
+    runtime: Runtime = request.getfixturevalue(name)
+    script = AWAIT + SHOW if name == "runc" else SHOW
+    shown = b"-onlcr\n31 41\na\nb\n"
+    with open_terminal(31, 41) as (slave, file):
+        # stderr tells the size, as for runc.
+        source = slave if stdin == "terminal" else subprocess.DEVNULL
+        words: tuple[object, ...] = ("run", "--bundle", shell.sh(script).save(), runtime.new_id())
+        process = runtime.popen(*words, stdin=source, stderr=file)
+        assert process.communicate(timeout=60)[0] == shown
+        shell.process["terminal"] = False
+        container = runtime.start(shell.args("sleep", "1000"))
+        words = ("exec", "--tty", container.id, "sh", "-c", script)
+        process = runtime.popen(*words, stdin=source, stderr=file)
+        assert process.communicate(timeout=60)[0] == shown
+
+
+@contextlib.contextmanager
+def open_terminal(rows: int, columns: int) -> Iterator[tuple[int, IO[bytes]]]:
+    """The slave of a terminal of that size, as number and as file."""
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (rows, columns))
+    with open(slave, "r+b", buffering=0) as file:
+        yield slave, file
+    os.close(master)
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_a_program_that_is_not_there(
+    cloche: Runtime, runc: Runtime, shell: Bundle, verb: str
+) -> None:
+    for runtime in (runc, cloche):
+        arguments: tuple[object, ...] = ("run", "--bundle", shell.args("nothing").save())
+        arguments += (runtime.new_id(),)
+        if verb == "exec":
+            shell.process["terminal"] = False
+            container = runtime.start(shell.args("sleep", "1000"))
+            arguments = ("exec", "--tty", container.id, "nothing")
+            shell.process["terminal"] = True
+        with runtime.terminal(*arguments) as terminal:
+            terminal.expect(r'exec: .*"nothing.*": executable file not found in \$PATH')
+            assert terminal.wait() == (255 if verb == "exec" else 1)
 
 
 @pytest.mark.parametrize("verb", [["create"], ["run", "--detach"]])

@@ -153,8 +153,19 @@ fn prepare_init(plan: &Container, stock: Stock) -> Prepared {
     }
     let root = rootfs::build(plan, stock)?;
     let terminal = terminal_of(process, Some(&root))?;
-    rootfs::finish(plan, &root)?;
-    Ok((become_process(process)?, terminal))
+    with_terminal(terminal, rootfs::finish(plan, &root).and_then(|()| become_process(process)))
+}
+
+/// Joins a program with its terminal. The terminal of a failure is not closed: that would hang up
+/// on this process, which has yet to tell why it gives up.
+fn with_terminal(terminal: Option<OwnedFd>, program: Outcome<Program>) -> Prepared {
+    match program {
+        Ok(program) => Ok((program, terminal)),
+        Err(failure) => {
+            core::mem::forget(terminal);
+            Err(failure)
+        }
+    }
 }
 
 /// Waits for `start`, then executes the program. Never returns.
@@ -196,7 +207,7 @@ fn prepare_exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires
         identity::become_mapped_root()?;
     }
     let terminal = terminal_of(process, None)?;
-    Ok((become_process(process)?, terminal))
+    with_terminal(terminal, become_process(process))
 }
 
 /// Gives the streams that are not connected the container's /dev/null in place of the agent's, so

@@ -6,6 +6,7 @@ use linux_raw_sys::ioctl::{TIOCGPTPEER, TIOCSCTTY, TIOCSWINSZ};
 use rustix::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
+use rustix::termios::{self, OptionalActions, OutputModes};
 
 use crate::fail::{Outcome, Step};
 use crate::mounts;
@@ -29,6 +30,9 @@ pub fn open(root: Option<&OwnedFd>, process: &Process) -> Outcome<OwnedFd> {
     let path = if root.is_some() { "dev/pts/ptmx" } else { "/dev/pts/ptmx" };
     let (master, slave) = pair(within, path).step("open terminal", path)?;
     resize(&master, process.rows, process.columns).step("resize terminal", path)?;
+    if process.raw_newlines.0 {
+        keep_newlines(&slave).step("set up terminal", path)?;
+    }
     if let Some(root) = root {
         bind_console(root, &slave).step("bind terminal", "/dev/console")?;
     }
@@ -44,6 +48,13 @@ pub fn resize(terminal: impl AsFd, rows: u16, columns: u16) -> sys::Result<()> {
     let mut size = Size { rows, columns, pixels: [0; 2] };
     // SAFETY: TIOCSWINSZ reads a winsize.
     unsafe { sys::ioctl(terminal, TIOCSWINSZ, &mut size) }.map(drop)
+}
+
+/// A line feed that is printed stays just that: the terminal where it is shown adds the return.
+fn keep_newlines(terminal: &OwnedFd) -> sys::Result<()> {
+    let mut settings = termios::tcgetattr(terminal)?;
+    settings.output_modes.remove(OutputModes::ONLCR);
+    termios::tcsetattr(terminal, OptionalActions::Now, &settings)
 }
 
 fn pair(within: impl AsFd, path: &str) -> sys::Result<(OwnedFd, OwnedFd)> {

@@ -12,7 +12,6 @@ from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from cloche.cli.log import Log
@@ -30,42 +29,28 @@ FORWARDED = {
 }
 
 
-class _OwnTerminal:
-    """Our terminal, if there is one, as *change* makes it, and as it was before afterwards."""
+class raw_terminal:
+    """`with raw_terminal(wanted):` our terminal hands on what is typed as it is, as runc has it.
 
-    def __init__(self, change: Callable[[int], list[Any]] | None) -> None:
-        self._change = change if os.isatty(0) else None
+    Not where stdin is none, so that Ctrl-C still comes to us. What is printed is shown as ever: a
+    process that runs on our terminal prints bare line feeds (docs/oci.md).
+    """
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted and os.isatty(0)
         self._before: list[Any] = []
 
     def __enter__(self) -> None:
-        if self._change is not None:
-            self._before = self._change(0)
+        if self._wanted:
+            from cloche.heart.terminal import make_raw
+
+            self._before = make_raw(0, output=False)
 
     def __exit__(self, *_: object) -> None:
-        if self._change is not None:
+        if self._wanted:
             from cloche.heart.terminal import restore
 
             restore(0, self._before)
-
-
-def untranslated_output() -> _OwnTerminal:
-    """Our terminal shows what comes as it is, for the guest's own has made it ready to be shown.
-
-    Already during a start, since the program may print before we hear that it runs; input stays
-    as it is until then, so that Ctrl-C gives the start up.
-    """
-    from cloche.heart.terminal import untranslate_output
-
-    return _OwnTerminal(untranslate_output)
-
-
-def raw_terminal(wanted: bool) -> _OwnTerminal:
-    """Our terminal in raw mode, where that is *wanted*."""
-    if not wanted:
-        return _OwnTerminal(None)
-    from cloche.heart.terminal import make_raw
-
-    return _OwnTerminal(make_raw)
 
 
 def follow(request: Request, pid: int, log: Log, *, keep: bool) -> int:

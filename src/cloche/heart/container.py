@@ -12,7 +12,7 @@ from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
 from cloche.heart.greeting import agent_mount
 from cloche.heart.news import OomNews
 from cloche.heart.process import SIGKILL, GuestProcess
-from cloche.heart.terminal import open_console
+from cloche.heart.stdio import stdio_of
 from cloche.host.cgroup import apply, relative_path
 from cloche.model.cgroup import RESOURCES, field_of
 from cloche.model.host_cgroup import host_settings
@@ -74,6 +74,7 @@ class Container:
             None,
             self._stdio(),
             terminal=self.config.process.terminal,
+            is_ours=self.request.foreground,
         )
         layout = Layout(
             rootfs=rootfs,
@@ -83,7 +84,7 @@ class Container:
             },
             shm=self.sandbox.shared_memory,
         )
-        self.plan, warnings = compile_container(
+        plan, warnings = compile_container(
             self.config,
             bundle=self.request.bundle,
             container_id=self.id,
@@ -94,6 +95,9 @@ class Container:
             seccomp_cache=self.seccomp_cache,
             sources=self.sources,
         )
+        process: Any = plan["process"]
+        process.update(self.init.terminal_plan)
+        self.plan = plan
         self.sandbox.warnings += warnings
 
     @property
@@ -304,10 +308,20 @@ class Container:
             raise
 
     def new_process(
-        self, exec_id: str, process: Process, fds: tuple[int, ...]
+        self, exec_id: str, process: Process, fds: tuple[int, ...], *, foreground: bool
     ) -> tuple[GuestProcess, dict[str, Any], list[str]]:
-        """An exec'ed process, its plan and warnings."""
-        guest = GuestProcess(self.sandbox.agent, self.id, exec_id, fds, terminal=process.terminal)
+        """An exec'ed process, its plan and warnings.
+
+        *foreground*: its terminal, if it has one, is shown on the caller's own.
+        """
+        guest = GuestProcess(
+            self.sandbox.agent,
+            self.id,
+            exec_id,
+            fds,
+            terminal=process.terminal,
+            is_ours=foreground,
+        )
         size = guest.size
         plan: dict[str, Any]
         try:
@@ -322,7 +336,7 @@ class Container:
             guest.abandon()
             raise
         self.processes[exec_id] = guest
-        return guest, plan, warnings
+        return guest, plan | guest.terminal_plan, warnings
 
     def vm_ended(self, why: str) -> None:
         """Nothing runs any longer; *why* goes to the container's stderr, where logs show it."""
@@ -344,31 +358,6 @@ class Container:
 def rootfs_of(request: Request, config: Config) -> str:
     """The root folder on the host of the container of *request*."""
     return os.path.normpath(os.path.join(request.bundle, config.root.path))
-
-
-def stdio_of(request: Request, config: Config) -> tuple[int, ...]:
-    """Descriptors of its stdin, stdout and stderr: a terminal handed to the engine, or ours."""
-    if not (config.process.terminal and request.console_socket):
-        return own_copies()
-    size = config.process.console_size
-    rows_columns = (size.height, size.width) if size else (0, 0)
-    slave = open_console(request.console_socket, rows_columns)
-    for fd in own_copies():
-        os.close(fd)
-    return slave, os.dup(slave), os.dup(slave)
-
-
-def own_copies() -> tuple[int, ...]:
-    """Our stdio under other numbers; 0 to 2 become /dev/null.
-
-    Engines wait for the end of `create`'s output, and a number that is closed is given anew.
-    """
-    copies = tuple(os.dup(fd) for fd in range(3))
-    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    for fd in range(3):
-        os.dup2(null, fd)
-    os.close(null)
-    return copies
 
 
 def _rfc3339(nanoseconds: int) -> str:

@@ -77,7 +77,9 @@ async def execute(
             os.close(fd)
         raise
     exec_id = f"{os.getpid()}-{connection.sandbox.next_number()}"
-    guest, plan, warnings = container.new_process(exec_id, process, tuple(fds))
+    guest, plan, warnings = container.new_process(
+        exec_id, process, tuple(fds), foreground=bool(request.get("foreground"))
+    )
     future = connection.sandbox.agent.call(
         "exec",
         {

@@ -95,7 +95,7 @@ def _stand_in(request: Request, owner: State, joins: dict[str, str], channel_fd:
         answered = channel.receive()
         if answered is None:
             return 1
-        from cloche.heart.container import stdio_of
+        from cloche.heart.stdio import stdio_of
 
         fds = stdio_of(request, config)
         trees = _trees(request, config, sources)

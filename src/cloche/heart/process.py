@@ -24,8 +24,9 @@ SIGKILL = 9  # signal proper makes enumerations of them all, 2 ms
 class GuestProcess:
     """A container's init (*exec_id* None) or an exec'ed process.
 
-    *fds* are stdin, stdout and stderr; with a *terminal* stdin and stdout are its two
-    directions and there is no third. The descriptors are closed with the process.
+    *fds* are stdin, stdout and stderr; with a *terminal* stdin and stdout are its two directions,
+    and the third, if there is one, is asked for its size. The descriptors are closed with the
+    process. *is_ours*: the terminal is shown on one where each line feed gets its return anyway.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class GuestProcess:
         fds: Sequence[int],
         *,
         terminal: bool,
+        is_ours: bool = False,
     ) -> None:
         self.agent = agent
         self.container_id = container_id
@@ -43,7 +45,8 @@ class GuestProcess:
         self.terminal = terminal
         self.pid = 0
         self.exited = Future()
-        self._tty = fds[0] if terminal else -1
+        self._is_ours = terminal and is_ours
+        self._tty = os.dup(fds[-1]) if terminal else -1
         self._input: InputRelay | None = None
         self._outputs: list[OutputRelay] = []
         self._connect(fds)
@@ -70,9 +73,14 @@ class GuestProcess:
         )
 
     @property
+    def terminal_plan(self) -> dict[str, bool]:
+        """What its terminal is like, for the plan; runc has one of its own shown like that too."""
+        return {"raw_newlines": True} if self._is_ours else {}
+
+    @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of the terminal; 0, 0 without one."""
-        return window_size(self._tty) if self.terminal else (0, 0)
+        return window_size(self._tty) if self._tty >= 0 else (0, 0)
 
     def begin_input(self) -> None:
         """Read stdin from now on: the request that names the stream has been sent."""
@@ -82,12 +90,14 @@ class GuestProcess:
     def abandon(self) -> None:
         """The process was never started: let go of its descriptors."""
         self._stop_input()
+        self._forget_terminal()
         for relay in self._outputs:
             relay.end()
 
     def on_exit(self, status: int) -> None:
         """The guest has reaped it; told to others once its output is written."""
         self._stop_input()
+        self._forget_terminal()
         remaining = len(self._outputs)
 
         def drained(_: Future) -> None:
@@ -102,12 +112,18 @@ class GuestProcess:
     def complain(self, text: str) -> None:
         """Add a line of ours to its last output stream."""
         # A terminal in raw mode takes a line feed for just that.
-        self._outputs[-1].add(f"\r{text}\r\n" if self.terminal else f"{text}\n")
+        is_raw = self.terminal and not self._is_ours
+        self._outputs[-1].add(f"\r{text}\r\n" if is_raw else f"{text}\n")
 
     def give_up(self) -> None:
         """Its VM is gone, and nobody reads the rest of its output: it counts as killed."""
         self.abandon()
         self.exited.set(STATUS_VM_DIED)
+
+    def _forget_terminal(self) -> None:
+        if self._tty >= 0:
+            os.close(self._tty)
+        self._tty = -1
 
     def _stop_input(self) -> None:
         if self._input is not None:

@@ -20,33 +20,42 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def make_raw(fd: int) -> list[Any]:
-    """Put the terminal *fd* into raw mode (cfmakeraw(3)); returns its settings before."""
+def make_raw(fd: int, *, output: bool) -> list[Any]:
+    """Put the terminal *fd* into raw mode (cfmakeraw(3)); returns its settings before.
+
+    Without *output* that is for what is typed only: what is printed is shown as ever.
+    """
     before = termios.tcgetattr(fd)
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(fd)
     iflag &= ~(
         termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP
         | termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON
     )  # fmt: skip
-    oflag &= ~termios.OPOST
+    if output:
+        oflag &= ~termios.OPOST
     lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
     cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
     termios.tcsetattr(fd, termios.TCSANOW, [iflag, oflag, cflag, lflag, ispeed, ospeed, cc])
     return before
 
 
-def untranslate_output(fd: int) -> list[Any]:
-    """Have the terminal *fd* show bytes as they come (no OPOST); returns its settings before."""
-    before = termios.tcgetattr(fd)
-    settings = termios.tcgetattr(fd)
-    settings[1] &= ~termios.OPOST
-    termios.tcsetattr(fd, termios.TCSANOW, settings)
-    return before
-
-
 def restore(fd: int, settings: list[Any]) -> None:
-    """Undo make_raw or untranslate_output."""
+    """Undo make_raw."""
     termios.tcsetattr(fd, termios.TCSADRAIN, settings)
+
+
+def own_console() -> int:
+    """A descriptor of the terminal that we run on, closed by an exec; -1: there is none.
+
+    Any of our standard streams may be redirected, so each is tried, as runc does it.
+    """
+    for number in (2, 1, 0):
+        if os.isatty(number):
+            return os.dup(number)
+    try:
+        return os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
 def window_size(fd: int) -> tuple[int, int]:
@@ -73,7 +82,7 @@ def open_console(console_socket: str, size: tuple[int, int]) -> int:
     import _socket
 
     master, slave = os.openpty()
-    make_raw(slave)
+    make_raw(slave, output=True)
     if size[0] and size[1]:
         set_window_size(slave, *size)
     name = os.ttyname(slave).encode()
