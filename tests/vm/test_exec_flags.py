@@ -50,6 +50,21 @@ def test_flags(both: list[Container], flags: tuple[str, ...]) -> None:
     assert ours.lines == theirs.lines
 
 
+def test_a_capability_is_ambient_where_it_is_inheritable(
+    cloche: Runtime, runc: Runtime, bundle: Bundle
+) -> None:
+    bundle.capabilities("CAP_CHOWN", "CAP_KILL", ambient=True)
+    bundle.process["capabilities"]["ambient"] = ["CAP_CHOWN"]
+    bundle.args("sleep", "1000")
+    flags = ("--user", "5", "--cap", "CAP_KILL", "--cap", "CAP_FOWNER")
+    shown = [
+        runtime.start(bundle).sh("grep ^Cap /proc/self/status", *flags).lines
+        for runtime in (cloche, runc)
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0][-1].split() == ["CapAmb:", f"{0b100001:016x}"]
+
+
 def test_umask_and_oom_score_are_the_containers_or_its_own(
     cloche: Runtime, bundle: Bundle, tmp_path: Path
 ) -> None:

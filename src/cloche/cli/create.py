@@ -7,7 +7,9 @@ import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5
 from cloche.base import fastjson
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
+from cloche.cli import handles
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
+from cloche.cli.handles import Handles
 from cloche.heart.bringup import Created, bring_up
 from cloche.heart.launch import Request
 from cloche.model.config import load_settings
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 _COMMON = (
     Flag("bundle b", TEXT, "folder with config.json (default: the current one)"),
     Flag("console-socket", TEXT, "AF_UNIX socket that receives the terminal's master"),
-    Flag("pid-file", TEXT, "file to write the process id to"),
+    *handles.FLAGS,
     Flag("no-pivot", BOOL, "accepted; the guest always pivots"),
     Flag("no-new-keyring", BOOL, "accepted; every VM has its own keyrings"),
     Flag("preserve-fds", TEXT, "not possible: a VM cannot be given host descriptors"),
@@ -63,8 +65,7 @@ def create(context: Context, args: list[str]) -> int:
     """`cloche create`."""
     flags, container_id = CREATE.one_id(args)
     request = _request(context, flags, container_id)
-    created = _bring_up(context, request, "create")
-    _write_pid_file(flags.text("pid-file"), created)
+    created = _bring_up(context, request, "create", Handles(flags))
     write_timings(context, created)
     return 0
 
@@ -75,36 +76,26 @@ def run(context: Context, args: list[str]) -> int:
     detach = flags.on("detach")
     request = _request(context, flags, container_id, foreground=not detach, at_once=True)
     if detach:
-        start_now(context, request, pid_file=flags.text("pid-file"))
+        start_now(context, request, Handles(flags))
         return 0
-    return run_attached(context, request, pid_file=flags.text("pid-file"), keep=flags.on("keep"))
+    return run_attached(context, request, Handles(flags), keep=flags.on("keep"))
 
 
 def run_attached(
-    context: Context, request: Request, *, pid_file: str = "", keep: bool = False
+    context: Context, request: Request, asked: Handles | None = None, *, keep: bool = False
 ) -> int:
     """Run the container of *request* to its end; returns its exit code."""
-    if not (request.foreground and request.glance.terminal):
-        return _attached(context, request, pid_file, keep)
-    from cloche.cli.foreground import untranslated_output
-
-    with untranslated_output():
-        return _attached(context, request, pid_file, keep)
-
-
-def _attached(context: Context, request: Request, pid_file: str, keep: bool) -> int:
-    created = start_now(context, request, pid_file=pid_file)
+    created = start_now(context, request, asked)
     from cloche.cli.foreground import follow
 
     return follow(request, created.pid, context.log, keep=keep)
 
 
-def start_now(context: Context, request: Request, *, pid_file: str = "") -> Created:
-    """Create the container of *request* and run its program at once."""
+def start_now(context: Context, request: Request, asked: Handles | None) -> Created:
+    """Create the container of *request*, *asked* for by handles, and run its program at once."""
     if request.foreground:
         _note_signals(request)
-    created = _bring_up(context, request, "run")
-    _write_pid_file(pid_file, created)
+    created = _bring_up(context, request, "run", asked)
     write_timings(context, created)
     if "poststart" in request.glance.hooks:
         from cloche.cli.lifecycle import remove, run_poststart
@@ -143,9 +134,11 @@ def _prepare(request: Request) -> None:
         import cloche.cli.lifecycle  # noqa: F401
 
 
-def _bring_up(context: Context, request: Request, verb: str) -> Created:
+def _bring_up(context: Context, request: Request, verb: str, asked: Handles | None) -> Created:
     try:
         created = bring_up(request, lambda: _prepare(request))
+        if asked is not None:
+            _hand_over(context, request, asked, created)
     except ConfigError:
         raise
     except ClocheError as error:
@@ -158,9 +151,15 @@ def _bring_up(context: Context, request: Request, verb: str) -> Created:
     return created
 
 
-def _write_pid_file(path: str, created: Created) -> None:
-    if path:
-        write_atomically(path, str(created.pid).encode(), 0o644)
+def _hand_over(context: Context, request: Request, asked: Handles, created: Created) -> None:
+    """Tell the caller of the container; one that nobody gets hold of is removed again."""
+    try:
+        asked.hand_over(created.pid, handles.INIT)
+    except ClocheError:
+        from cloche.cli.lifecycle import remove
+
+        remove(request.root, request.id, force=True, log=context.log)
+        raise
 
 
 def write_timings(context: Context, created: Created) -> None:

@@ -9,8 +9,9 @@ import select
 from cloche.base import fastjson
 from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError, ConfigError, StateError
-from cloche.base.files import write_atomically
+from cloche.cli import handles
 from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
+from cloche.cli.handles import Handles
 from cloche.heart.client import Client
 from cloche.model.state import State, load_state
 
@@ -33,7 +34,7 @@ EXEC = Verb(
         Flag("additional-gids g", LIST, "further group ids"),
         Flag("process p", TEXT, "file with the process as JSON (`process` of config.json)"),
         Flag("detach d", BOOL, "return once the process runs"),
-        Flag("pid-file", TEXT, "file to write the process id to"),
+        *handles.FLAGS,
         Flag("cap c", LIST, "further capability"),
         Flag("no-new-privs", BOOL, "set no_new_privs"),
         Flag("process-label", TEXT, "SELinux label; the guest's kernel has no policy: a warning"),
@@ -67,11 +68,12 @@ def execute(context: Context, args: list[str]) -> int:
         if not state.is_alive():
             raise StateError("cannot exec in a stopped container")
         process = _process(flags, state)
+        wanted = Wanted(context, flags, state, process)
         if flags.on("detach"):
-            return _detached(context, flags, state, process)
-        if process.get("terminal") and flags.text("console-socket"):
-            return _relay(context, state, process, flags, console=True, started=lambda pid: None)
-        return _in_foreground(context, state, process, flags)
+            return _detached(wanted)
+        if wanted.has_terminal and flags.text("console-socket"):
+            return _relay(wanted, lambda: None)
+        return _in_foreground(wanted)
     except ClocheError as error:
         error.message = f"exec failed: {error.message}"
         error.exit_code = EXIT_FAILED
@@ -116,7 +118,8 @@ def _overlaid(process: dict[str, Any], flags: Flags) -> dict[str, Any]:
     process["user"] = _user(dict(process.get("user") or {}), flags)
     for name in flags.all("cap"):
         sets = process.setdefault("capabilities", {})
-        for kind in ("bounding", "effective", "permitted"):
+        # Ambient where it is inheritable as well (cloche.model.plan).
+        for kind in ("bounding", "effective", "permitted", "ambient"):
             sets[kind] = [*(sets.get(kind) or []), name]
     return process
 
@@ -159,15 +162,54 @@ def _group(text: str) -> int:
     return int(text)
 
 
-def _detached(context: Context, flags: Flags, state: State, process: dict[str, Any]) -> int:
+class Wanted:
+    """What is to be run: *process* in the container of *state*, as the *flags* say."""
+
+    def __init__(
+        self, context: Context, flags: Flags, state: State, process: dict[str, Any]
+    ) -> None:
+        self.log = context.log
+        self.flags = flags
+        self.process = process
+        self.has_terminal = bool(process.get("terminal"))
+        self.handles = Handles(flags)
+        self._state = state
+
+    def start(self, fds: list[int], *, foreground: bool = False) -> Client:
+        """Have it started, with *fds* as its stdio, and tell the caller of it.
+
+        This process stands for it from now on; what comes through the connection that is returned
+        is its exit. *foreground*: its terminal is shown on ours.
+        """
+        client = Client(self._state)
+        answer = client.request(
+            "exec",
+            fds,
+            process=self.process,
+            paused=self.flags.on("ignore-paused"),
+            cgroup=_cgroup(self.flags),
+            foreground=foreground,
+        )
+        for warning in answer["warnings"]:
+            self.log.warning(warning)
+        try:
+            self.handles.hand_over(os.getpid(), handles.EXEC)
+        except ClocheError:  # nobody gets hold of it
+            client.tell("signal", signal=_signal.SIGKILL)
+            client.receive()  # its exit
+            raise
+        return client
+
+
+def _detached(wanted: Wanted) -> int:
     """Leave a process behind that stands for the one in the guest."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        close_others({write_end})
+        close_others({write_end, *wanted.handles.descriptors})
         code = EXIT_FAILED
         try:
-            code = _stand_in(context, flags, state, process, write_end)
+            code = _stand_in(wanted, write_end)
         finally:
             os._exit(code)
     os.close(write_end)
@@ -176,85 +218,59 @@ def _detached(context: Context, flags: Flags, state: State, process: dict[str, A
     if outcome:
         os.waitpid(pid, 0)
         raise ClocheError(outcome["message"], hint=outcome["hint"])
-    if flags.text("pid-file"):
-        write_atomically(flags.text("pid-file"), str(pid).encode(), 0o644)
     return 0
 
 
-def _stand_in(
-    context: Context, flags: Flags, state: State, process: dict[str, Any], report: int
-) -> int:
-    def started(_: int) -> None:
+def _stand_in(wanted: Wanted, report: int) -> int:
+    def started() -> None:
         os.write(report, b"{}")
         os.close(report)
 
     try:
-        console = bool(process.get("terminal"))
-        return _relay(context, state, process, flags, console=console, started=started)
+        return _relay(wanted, started)
     except ClocheError as error:
         message = {"message": error.message, "hint": error.hint}
         os.write(report, fastjson.dumps(message).encode())
         return EXIT_FAILED
 
 
-def _relay(
-    context: Context,
-    state: State,
-    process: dict[str, Any],
-    flags: Flags,
-    *,
-    console: bool,
-    started: Callable[[int], None],
-) -> int:
+def _relay(wanted: Wanted, started: Callable[[], None]) -> int:
+    """Follow it from a session of our own; a terminal goes to whom --console-socket names."""
     os.setsid()
     fds = [0, 1, 2]
-    if console:
-        if not flags.text("console-socket"):
+    if wanted.has_terminal:
+        path = wanted.flags.text("console-socket")
+        if not path:
             raise ConfigError(
                 "cannot allocate a terminal without a console socket", hint="pass --console-socket"
             )
-        size = process.get("consoleSize") or {}
+        size = wanted.process.get("consoleSize") or {}
         from cloche.heart.terminal import open_console
 
-        slave = open_console(
-            flags.text("console-socket"), (size.get("height", 0), size.get("width", 0))
-        )
+        slave = open_console(path, (size.get("height", 0), size.get("width", 0)))
         fds = [slave, slave]
-    client = Client(state)
     arrivals = _catch_signals()
-    pid = _request(context, client, fds, process, flags)
+    client = wanted.start(fds)
     null = os.open("/dev/null", os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
     os.chdir("/")  # the caller's file system need not stay mounted for us
-    return _until_exit(client, arrivals, lambda: started(pid))
+    return _until_exit(client, arrivals, started)
 
 
-def _in_foreground(context: Context, state: State, process: dict[str, Any], flags: Flags) -> int:
+def _in_foreground(wanted: Wanted) -> int:
     from cloche.cli.foreground import raw_terminal
 
-    client = Client(state)
-    terminal = bool(process.get("terminal"))
-    with raw_terminal(terminal):
+    fds = [0, 1, 2]
+    if wanted.has_terminal:
+        from cloche.heart.terminal import own_console
+
+        console = own_console()
+        fds = [0, 1, console if console >= 0 else 2]
+    with raw_terminal(wanted.has_terminal):
         arrivals = _catch_signals()
-        _request(context, client, [0, 1, 2], process, flags)
+        client = wanted.start(fds, foreground=True)
         return _until_exit(client, arrivals, lambda: None)
-
-
-def _request(
-    context: Context, client: Client, fds: list[int], process: dict[str, Any], flags: Flags
-) -> int:
-    """Have the process started, with *fds* as its stdio; its pid in the guest."""
-    answer = client.request(
-        "exec",
-        fds,
-        process=process,
-        paused=flags.on("ignore-paused"),
-        cgroup=_cgroup(flags),
-    )
-    for warning in answer["warnings"]:
-        context.log.warning(warning)
-    return int(answer["pid"])
 
 
 def _catch_signals() -> int:
