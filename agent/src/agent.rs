@@ -1,6 +1,7 @@
 //! The agent's one thread: waits, takes requests, moves bytes.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -26,6 +27,7 @@ use crate::poll::{Kind, Poll, Ready};
 use crate::port::Port;
 use crate::process::Process;
 use crate::renew::Renewer;
+use crate::slate::Slate;
 use crate::spare::Spare;
 use crate::syncer::{Syncer, Waiting};
 use crate::sys;
@@ -55,6 +57,8 @@ pub struct Agent {
     pub usual_filter: Option<DeviceFilter>,
     /// For the first container, if it fits.
     pub spare: Option<Spare>,
+    /// For further processes on their way to execve.
+    pub slates: Vec<Rc<Slate>>,
     relay: Relay,
     renewer: Renewer,
     pub syncer: Syncer,
@@ -102,6 +106,7 @@ impl Agent {
             slots,
             usual_filter,
             spare,
+            slates: Vec::new(),
             relay: Relay::default(),
             renewer: Renewer::prepare()?,
             syncer,

@@ -1,12 +1,14 @@
 //! Requests about containers and their processes.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
 use cloche_agent::messages::{
-    CgroupRead, CgroupWrite, Container as Plan, Exec, Freeze, Resize, Signal,
+    CgroupRead, CgroupWrite, Container as Plan, Exec, Freeze, Process as ProcessPlan, Resize,
+    Signal,
 };
 use linux_raw_sys::general as raw;
 use rustix::fd::OwnedFd;
@@ -16,11 +18,12 @@ use rustix::io;
 use crate::agent::{Agent, Answer};
 use crate::bpf::DeviceFilter;
 use crate::cgroup::{self, Cgroup};
-use crate::child::{self, rootfs};
+use crate::child::{self, rootfs, Wires};
 use crate::container::Container;
 use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::process::{self, Ends, Process, Stage};
+use crate::slate::Slate;
 use crate::spare::Spare;
 use crate::sys::{self, Fork};
 use crate::users;
@@ -130,6 +133,11 @@ impl Agent {
         }
     }
 
+    fn wire(&mut self, plan: &ProcessPlan) -> sys::Result<(Wires, Ends)> {
+        let slate = self.slates.pop().map_or_else(|| Slate::make().map(Rc::new), Ok)?;
+        process::wire(plan, slate)
+    }
+
     fn clone_init(&mut self, number: u64, plan: &Plan, container: &Container) -> Outcome<Process> {
         const STEP: &str = "create";
         let pids = plan.join.iter().find(|(_, flag)| *flag == NEWPID);
@@ -139,7 +147,7 @@ impl Agent {
             }
             None => None,
         };
-        let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
+        let (wires, ends) = self.wire(&plan.process).step(STEP, "pipes")?;
         if plan.users.0.is_some() {
             users::prepare(plan, &wires)?;
         }
@@ -223,7 +231,7 @@ impl Agent {
         let process = self.process(plan.id, None)?;
         let init_pid = process.pid;
         let init = io::fcntl_dupfd_cloexec(&process.pidfd, 0).step(STEP, "init")?;
-        let (wires, ends) = process::wire(&plan.process).step(STEP, "pipes")?;
+        let (wires, ends) = self.wire(&plan.process).step(STEP, "pipes")?;
         users::give_stdio(&plan.process, &wires);
         let pids = Some(&init).filter(|_| namespaces & NEWPID != 0);
         let cgroup = &self.containers[index].cgroup;
@@ -343,66 +351,9 @@ impl Agent {
         Ok(Answer::Other)
     }
 
-    /// Kills what is left; the reply comes once nothing is.
-    pub fn delete(&mut self, number: u64, id: &str) -> Outcome<Answer> {
-        let index = self.index_of(id)?;
-        let container = &mut self.containers[index];
-        if container.deleting.is_some() {
-            let message = format!("container {id:?} is being deleted already");
-            return Err(Failure::worded("delete", id, errno::EBUSY, message));
-        }
-        container.watch_state(&self.poll).step("delete", "cgroup.events")?;
-        container.cgroup.kill().step("delete", id)?;
-        container.deleting = Some(number);
-        let key = container.key;
-        for process in self.processes.iter_mut().filter(|process| process.container == key) {
-            process.hurried = true;
-        }
-        self.end_jobs(id);
-        Ok(Answer::Other)
-    }
-
-    fn index_of(&mut self, id: &str) -> Outcome<usize> {
+    pub fn index_of(&mut self, id: &str) -> Outcome<usize> {
         let key = self.container(id)?.key;
         let index = self.containers.iter().position(|container| container.key == key);
         index.ok_or_else(|| Failure::new("find", id, errno::ENOENT))
-    }
-
-    /// Removes containers that are to be deleted and have no process left.
-    pub fn finish_deletions(&mut self) {
-        let mut index = 0;
-        while index < self.containers.len() {
-            if self.is_deletable(index) {
-                let container = self.containers.remove(index);
-                self.forget(&container);
-            } else {
-                index += 1;
-            }
-        }
-    }
-
-    fn is_deletable(&self, index: usize) -> bool {
-        let container = &self.containers[index];
-        let mut own = self.processes.iter().filter(|process| process.container == container.key);
-        container.deleting.is_some() && own.all(|process| process.told) && !container.state().0
-    }
-
-    /// Removes what is left of a container and answers its `delete`.
-    pub fn forget(&mut self, container: &Container) {
-        self.processes.retain(|process| process.container != container.key);
-        let removed = container.cgroup.remove();
-        if container.namespaces & NEWUSER != 0 {
-            users::forget(&container.id);
-        }
-        let Some(number) = container.deleting else {
-            return;
-        };
-        match removed {
-            Ok(()) => self.reply(number, |writer| writer.nil()),
-            Err(error) => {
-                let failure = Failure::new("delete", &container.id, error.raw_os_error());
-                self.refuse(number, &failure);
-            }
-        }
     }
 }

@@ -58,7 +58,7 @@ structures! {
     }
 
     Hook<'a> {
-        path: &'a str, args: Vec<&'a str>, env: Vec<&'a str>, timeout: Option<u32>,
+        path: &'a str, args: Vec<&'a str>, env: Option<Vec<&'a str>>, timeout: Option<u32>,
         stdin: &'a [u8],
     }
 

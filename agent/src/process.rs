@@ -1,5 +1,6 @@
 //! A process of a container, from its clone until its last byte of output has been forwarded.
 
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -13,6 +14,7 @@ use rustix::process::PidfdGetfdFlags;
 
 use crate::child::{terminal, Wires};
 use crate::poll::{Kind, Poll};
+use crate::slate::Slate;
 use crate::streams::{Sink, Source};
 use crate::sys::Result;
 
@@ -69,16 +71,25 @@ pub struct Ends {
     pub stderr: Option<Source>,
     pub report: Option<OwnedFd>,
     pub go: Option<OwnedFd>,
+    /// What it leaves where it can report no more; none once it has been executed.
+    pub slate: Option<Rc<Slate>>,
 }
 
 /// Makes the pipes of a process.
-pub fn wire(plan: &Plan) -> Result<(Wires, Ends)> {
+pub fn wire(plan: &Plan, slate: Rc<Slate>) -> Result<(Wires, Ends)> {
     let (report_out, report_in) = pipe_with(PipeFlags::CLOEXEC)?;
     let (go_out, go_in) = pipe_with(PipeFlags::CLOEXEC)?;
     io::ioctl_fionbio(&report_out, true)?;
-    let mut wires = Wires { stdio: [None, None, None], report: report_in, go: go_out };
-    let mut ends =
-        Ends { stdin: None, stdout: None, stderr: None, report: Some(report_out), go: Some(go_in) };
+    let stdio = [None, None, None];
+    let mut wires = Wires { stdio, report: report_in, go: go_out, slate: slate.clone() };
+    let mut ends = Ends {
+        stdin: None,
+        stdout: None,
+        stderr: None,
+        report: Some(report_out),
+        go: Some(go_in),
+        slate: Some(slate),
+    };
     if plan.terminal {
         // Input may arrive, and sizes too, before the process has opened its terminal.
         ends.stdin = Some(Sink::awaited(plan.stdin));

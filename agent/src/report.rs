@@ -77,10 +77,18 @@ impl Agent {
         }
     }
 
-    /// The report pipe was closed: by execve, or because the child is dead.
+    /// The report pipe was closed: by execve, or because the child is dead, which may have left
+    /// the reason on its slate.
     fn executed(&mut self, index: usize) {
         let process = &mut self.processes[index];
         process.ends.report = None;
+        if let Some(slate) = process.ends.slate.take() {
+            if let Some(failure) = slate.read() {
+                return self.given_up(index, &failure);
+            }
+            self.slates.push(slate);
+        }
+        let process = &mut self.processes[index];
         match process.stage {
             Stage::Starting(number) => {
                 process.stage = Stage::Running;

@@ -4,6 +4,8 @@
 //! A container whose plan fits takes it over; all others, and all later ones, are cloned when
 //! they are asked for.
 
+use alloc::rc::Rc;
+
 use cloche_agent::messages::{Container as Plan, Process as ProcessPlan};
 use linux_raw_sys::general as raw;
 use rustix::fd::OwnedFd;
@@ -16,6 +18,7 @@ use crate::cgroup::Cgroup;
 use crate::child::{self, Wires};
 use crate::files;
 use crate::process::Ends;
+use crate::slate::Slate;
 use crate::streams::{Sink, Source};
 use crate::sys::{self, Fork, Result};
 
@@ -37,6 +40,7 @@ pub struct Spare {
     stderr: OwnedFd,
     report: OwnedFd,
     go: OwnedFd,
+    slate: Rc<Slate>,
 }
 
 impl Spare {
@@ -55,7 +59,9 @@ impl Spare {
         let (stderr, their_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         let (report, their_report) = pipe_with(PipeFlags::CLOEXEC)?;
         let (their_go, go) = pipe_with(PipeFlags::CLOEXEC)?;
+        let slate = Rc::new(Slate::make()?);
         let wires = Wires {
+            slate: slate.clone(),
             stdio: [Some(their_stdin), Some(their_stdout), Some(their_stderr)],
             report: their_report,
             go: their_go,
@@ -75,7 +81,7 @@ impl Spare {
         for end in [&stdin, &stdout, &stderr, &report] {
             io::ioctl_fionbio(end, true)?;
         }
-        Ok(Spare { pid, pidfd, cgroup, mounts, stdin, stdout, stderr, report, go })
+        Ok(Spare { pid, pidfd, cgroup, mounts, stdin, stdout, stderr, report, go, slate })
     }
 
     /// Whether a container of this plan may be made of it.
@@ -98,6 +104,7 @@ impl Spare {
             stderr: None,
             report: Some(self.report),
             go: Some(self.go),
+            slate: Some(self.slate),
         };
         if plan.terminal {
             ends.stdin = Some(Sink::awaited(plan.stdin));

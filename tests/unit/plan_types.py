@@ -43,7 +43,7 @@ class Hook(Struct, forbid_unknown_fields=True):
 
     path: str
     args: list[str]
-    env: list[str]
+    env: list[str] | None
     timeout: U32 | None
     stdin: bytes
 

@@ -303,7 +303,7 @@ def test_start_hooks_get_the_state(tmp_path: Path) -> None:
     assert (hook["path"], hook["args"], hook["env"], hook["timeout"]) == (
         "/bin/h",
         ["h", "x"],
-        [],
+        None,
         3,
     )
     assert json.loads(hook["stdin"]) == {

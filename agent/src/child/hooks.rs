@@ -5,7 +5,7 @@ use alloc::format;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::Hook;
+use cloche_agent::messages::{Hook, Process};
 use linux_raw_sys::general as raw;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
@@ -15,16 +15,19 @@ use rustix::pipe::{pipe_with, PipeFlags};
 use crate::fail::{Outcome, Step};
 use crate::sys::{self, Fork, Vector};
 
-/// Runs the hooks in order; the first one that fails ends the start.
-pub fn run(hooks: &[Hook]) -> Outcome<()> {
-    hooks.iter().try_for_each(run_one)
+use super::program::Program;
+
+/// Runs the hooks in order, as the process whose `program` is about to be executed; the first one
+/// that fails ends the start.
+pub fn run(hooks: &[Hook], process: &Process, program: &Program) -> Outcome<()> {
+    hooks.iter().try_for_each(|hook| run_one(hook, process, program))
 }
 
-fn run_one(hook: &Hook) -> Outcome<()> {
+fn run_one(hook: &Hook, process: &Process, program: &Program) -> Outcome<()> {
     const STEP: &str = "startContainer hook";
     let (input, feed) = pipe_with(PipeFlags::CLOEXEC).step(STEP, hook.path)?;
     let (pid, pidfd) = match sys::fork(0, None).step(STEP, hook.path)? {
-        Fork::Child => become_hook(hook, input),
+        Fork::Child => become_hook(hook, input, process, program),
         Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(input);
@@ -54,12 +57,16 @@ fn finished(pidfd: &OwnedFd, seconds: Option<u32>) -> bool {
     }
 }
 
-fn become_hook(hook: &Hook, input: OwnedFd) -> ! {
+/// The filter is the hook's only: the process that waits for it makes its own calls without.
+fn become_hook(hook: &Hook, input: OwnedFd, process: &Process, program: &Program) -> ! {
     let _ = sys::duplicate(&input, 0, 0);
     if let Ok(path) = CString::new(hook.path) {
         let arguments = Vector::new(hook.args.iter().copied());
-        let environment = Vector::new(hook.env.iter().copied());
-        sys::execve(&path, &arguments, &environment);
+        let own = hook.env.as_ref().map(|env| Vector::new(env.iter().copied()));
+        let environment = own.as_ref().unwrap_or(&program.environment);
+        if super::install_filter(process).is_ok() {
+            sys::execve(&path, &arguments, environment);
+        }
     }
     sys::exit(127)
 }

@@ -5,7 +5,7 @@ use alloc::format;
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
 use cloche_agent::messages::{Process, Tuning};
-use linux_raw_sys::prctl;
+use linux_raw_sys::{general as raw, prctl};
 use rustix::fd::BorrowedFd;
 use rustix::fs::{self, Gid, Uid};
 use rustix::io::Errno;
@@ -65,9 +65,10 @@ pub fn become_user(process: &Process) -> Outcome<()> {
     if !entered {
         rustix::process::chdir(process.cwd).map_err(|error| no_folder(process.cwd, error))?;
     }
+    let kept = kept_for_filter(process);
     let sets = Capabilities {
-        effective: process.effective,
-        permitted: process.permitted,
+        effective: process.effective | kept,
+        permitted: process.permitted | kept,
         inheritable: process.inheritable,
     };
     sys::capset(&sets).step("capabilities", "capset")?;
@@ -76,6 +77,18 @@ pub fn become_user(process: &Process) -> Outcome<()> {
         sys::prctl(prctl::PR_SET_NO_NEW_PRIVS, 1, 0).step("set", "no_new_privs")?;
     }
     Ok(())
+}
+
+/// What it takes to install a filter without no_new_privs (seccomp(2)), which is to be done last.
+/// The program does not get it: what execve permits comes from the inheritable, bounding and ambient
+/// sets and the program's file (capabilities(7)), never from what was permitted before.
+fn kept_for_filter(process: &Process) -> u64 {
+    let is_needed = process.seccomp.is_some() && !process.no_new_privs;
+    if is_needed {
+        1 << raw::CAP_SYS_ADMIN
+    } else {
+        0
+    }
 }
 
 /// Changes the folder while still privileged; false: not allowed, to be tried again as the user

@@ -2,7 +2,8 @@
 //!
 //! It reports on a pipe: `r` once it is ready to wait (followed by the number of its terminal's
 //! descriptor, if it has one), `e` and the failure if something went wrong. The pipe closes by
-//! itself when the program is executed.
+//! itself when the program is executed. Why that failed is on the slate: by then a filter may forbid
+//! to write.
 
 mod clocks;
 mod hooks;
@@ -12,17 +13,21 @@ pub mod rootfs;
 mod stock;
 pub mod terminal;
 
+use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use cloche_agent::answers::Failure;
 use cloche_agent::messages::{self, Container, Process, Request};
 use linux_raw_sys::general as raw;
+use linux_raw_sys::prctl;
 use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::fs::OFlags;
 use rustix::io;
 
 use crate::fail::{Outcome, Step};
 use crate::files;
+use crate::slate::Slate;
 use crate::sys;
 
 use program::Program;
@@ -51,16 +56,20 @@ pub struct Wires {
     pub stdio: [Option<OwnedFd>; 3],
     pub report: OwnedFd,
     pub go: OwnedFd,
+    /// For what cannot be reported any more.
+    pub slate: Rc<Slate>,
 }
 
 /// Becomes a container's init. Never returns.
 pub fn init(plan: &Container, wires: Wires) -> ! {
+    let slate = wires.slate.clone();
     let prepared = enter(plan, wires).and_then(|()| prepare_init(plan, Stock::default()));
-    finish_init(plan, prepared)
+    finish_init(plan, prepared, &slate)
 }
 
 /// Becomes the init of a container that is not known yet. Never returns.
 pub fn spare(wires: Wires, connected: Option<&OwnedFd>) -> ! {
+    let slate = wires.slate.clone();
     let (mut stock, apart) = match prepare_spare(wires, connected) {
         Ok(prepared) => prepared,
         Err(_) => sys::exit(1),
@@ -76,7 +85,7 @@ pub fn spare(wires: Wires, connected: Option<&OwnedFd>) -> ! {
     }
     // The agent has understood this request before: it is a `create`.
     let (_, Ok(Request::Create(plan))) = messages::request(&request) else { sys::exit(1) };
-    finish_init(&plan, prepare_init(&plan, stock))
+    finish_init(&plan, prepare_init(&plan, stock), &slate)
 }
 
 /// What can be done without a plan. Returns the file systems, and the network namespace without
@@ -169,27 +178,28 @@ fn with_terminal(terminal: Option<OwnedFd>, program: Outcome<Program>) -> Prepar
 }
 
 /// Waits for `start`, then executes the program. Never returns.
-fn finish_init(plan: &Container, prepared: Prepared) -> ! {
-    give_up(prepared.and_then(|(program, terminal)| {
+fn finish_init(plan: &Container, prepared: Prepared, slate: &Slate) -> ! {
+    let ready = prepared.and_then(|(program, terminal)| {
         report_ready(terminal.as_ref());
         await_go();
         drop(terminal);
-        hooks::run(&plan.start_hooks)?;
-        seccomp_last(&plan.process)?;
-        Err(program.execute())
-    }))
+        hooks::run(&plan.start_hooks, &plan.process, &program)?;
+        Ok(program)
+    });
+    execute(&plan.process, ready, slate)
 }
 
 /// Becomes a further process of a container. Never returns.
 pub fn exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires) -> ! {
-    give_up(prepare_exec(process, namespaces, init, wires).and_then(|(program, terminal)| {
+    let slate = wires.slate.clone();
+    let ready = prepare_exec(process, namespaces, init, wires).map(|(program, terminal)| {
         if let Some(terminal) = terminal {
             report_ready(Some(&terminal));
             await_go();
         }
-        seccomp_last(process)?;
-        Err(program.execute())
-    }))
+        program
+    });
+    execute(process, ready, &slate)
 }
 
 fn prepare_exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires) -> Prepared {
@@ -267,27 +277,30 @@ fn become_process(process: &Process) -> Outcome<Program> {
     if let Some(plan) = &process.tuning.0 {
         identity::tune(plan)?;
     }
-    if !process.no_new_privs {
-        // Without no_new_privs only a privileged process may install a filter (seccomp(2)).
-        install_filter(process)?;
-    }
     identity::become_user(process)?;
     sys::umask(process.umask.unwrap_or(0o022));
     program::find(process, home)
 }
 
-fn seccomp_last(process: &Process) -> Outcome<()> {
-    if process.no_new_privs {
-        install_filter(process)?;
-    }
-    Ok(())
+/// Executes the program under the process's filter. Never returns.
+///
+/// What the filter allows is for the program: of this one's system calls only execve comes after
+/// it, and to fail takes none at all.
+fn execute(process: &Process, ready: Outcome<Program>, slate: &Slate) -> ! {
+    let filtered = ready.and_then(|program| install_filter(process).map(|()| program));
+    let program = filtered.unwrap_or_else(|failure| give_up(&failure));
+    let mut text = Vec::new();
+    program.execute().write(&mut text);
+    slate.write(&text);
+    sys::exit(1)
 }
 
+/// To be followed by execve at once.
 fn install_filter(process: &Process) -> Outcome<()> {
-    match process.seccomp {
-        Some(filter) => sys::seccomp(filter, process.seccomp_flags).step("seccomp", "filter"),
-        None => Ok(()),
-    }
+    let Some(filter) = process.seccomp else { return Ok(()) };
+    // Until then: a process that is not let exit dies of a signal, which is to dump no core.
+    sys::prctl(prctl::PR_SET_DUMPABLE, 0, 0).step("seccomp", "dumpable")?;
+    sys::seccomp(filter, process.seccomp_flags).step("seccomp", "filter")
 }
 
 fn report_ready(terminal: Option<&OwnedFd>) {
@@ -326,8 +339,7 @@ fn await_go() {
 }
 
 /// Reports the failure and ends.
-fn give_up(outcome: Outcome<core::convert::Infallible>) -> ! {
-    let Err(failure) = outcome;
+fn give_up(failure: &Failure) -> ! {
     let mut report = Vec::from([FAILED]);
     failure.write(&mut report);
     send(&report);

@@ -19,7 +19,7 @@ use crate::sys::{self, Vector};
 pub struct Program {
     path: CString,
     arguments: Vector,
-    environment: Vector,
+    pub environment: Vector,
 }
 
 impl Program {

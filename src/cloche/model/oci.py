@@ -124,7 +124,7 @@ class Hook(Struct, frozen=True):
 
     path: str
     args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    env: tuple[str, ...] | None = None
     timeout: I64 | None = None
 
 

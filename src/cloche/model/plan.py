@@ -256,7 +256,7 @@ def _start_hook(hook: Hook, stdin: bytes) -> dict[str, object]:
     return {
         "path": hook.path,
         "args": list(hook.args or (hook.path,)),
-        "env": hook_environment(hook.env),
+        "env": None if hook.env is None else hook_environment(hook.env),
         "timeout": hook.timeout,
         "stdin": stdin,
     }
