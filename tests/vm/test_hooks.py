@@ -257,7 +257,7 @@ def test_what_a_hook_is_given_is_as_under_runc(
     """Folder, environment, arguments and the keys of the state of those that run on the host.
 
     runc runs poststart hooks before `start`, with the status that they then have; the pid of its
-    createContainer hooks is that inside the container; and it gives a hook without env its own.
+    createContainer hooks is that inside the container.
     """
     tell = "pwd; env | grep -v -e ^_ -e ^SHLVL -e ^OLDPWD | sort; echo $0 $1; cat"
     kinds = ("prestart", "createRuntime", "poststart", "poststop")
@@ -280,6 +280,48 @@ def test_what_a_hook_is_given_is_as_under_runc(
     ours, theirs = told(cloche), told(runc)
     assert ours["prestart"][0] == str(bundle.path)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("env", [None, []])
+def test_hooks_without_variables_of_their_own(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, record: Path, env: list[str] | None
+) -> None:
+    """They have those of runc's process where they run, its container's ones too; `[]` is none."""
+    tell = "env | grep -v -e ^_ -e ^SHLVL -e ^OLDPWD | sort; pwd"
+    record.chmod(0o777)
+    bundle.mount("/record", "bind", record, "bind")
+    bundle.process["user"] = {"uid": 1, "gid": 1}
+    bundle.process["env"] = ["A=from the config", "B=1", "PATH=/bin:/usr/bin"]
+    places = {kind: "/record" if kind == "startContainer" else str(record) for kind in KINDS}
+    bundle.config["hooks"] = {
+        kind: [
+            {
+                "path": "/bin/sh",
+                "args": ["sh", "-c", f"PATH=$PATH:/bin:/usr/bin; {{ {tell}; }} >{place}/{kind}"],
+                "env": env,
+            }
+        ]
+        for kind, place in places.items()
+    }
+
+    def told(runtime: Runtime) -> dict[str, list[str]]:
+        variables = {"A": "from the caller", "PATH": "/usr/bin:/bin:/sbin:/usr/sbin"}
+        name = runtime.new_id()
+        runtime("run", "--bundle", bundle.save(), name, env=variables)
+        return {kind: (record / kind).read_text().splitlines() for kind in KINDS}
+
+    bundle.args("true")
+    ours, theirs = told(cloche), told(runc)
+    assert ours == theirs
+    assert ours["createContainer"][-1] == str(bundle.rootfs)
+    callers = {kind for kind, lines in ours.items() if "A=from the caller" in lines}
+    configs = {kind for kind, lines in ours.items() if "A=from the config" in lines}
+    if env is None:
+        assert callers == {"prestart", "createRuntime", "poststart", "poststop"}
+        assert configs == {"createContainer", "startContainer"}
+        assert "HOME=/usr/sbin" in ours["startContainer"]
+    else:
+        assert not callers | configs
 
 
 def test_start_container_hooks_run_as_the_program_would(

@@ -105,14 +105,16 @@ def _join_cgroup(request: Request, pids: list[int]) -> bool:
 def _run_host_hooks(request: Request, pid: int) -> None:
     if not request.glance.hooks:
         return
-    from cloche.heart.hooks import run_hooks, sound_hooks
+    from cloche.heart.hooks import Place, run_hooks, sound_hooks
 
     hooks = sound_hooks(request.glance.hooks)
     state = hook_state(request, pid)
     request.hooks_ran = True
     run_hooks(hooks, "prestart", state)
     run_hooks(hooks, "createRuntime", state)
-    run_hooks(hooks, "createContainer", state, netns_of=pid)
+    glance = request.glance
+    folder = os.path.join(request.bundle, glance.root_path)
+    run_hooks(hooks, "createContainer", state, Place(folder, pid, glance.env))
 
 
 def _run_poststop(request: Request, pid: int) -> None:

@@ -40,16 +40,34 @@ def _is_hook(hook: dict[str, Any]) -> bool:
     )
 
 
+class Place:
+    """Where hooks run: as runc's own process does, or (createContainer) as the container's will.
+
+    *folder*: empty for the bundle's; *netns_of*: the process whose network namespace it is, 0 for
+    our own; *env*: of a hook that names none, `NAME=value`; None for our own.
+    """
+
+    def __init__(self, folder: str = "", netns_of: int = 0, env: list[str] | None = None) -> None:
+        self.folder = folder
+        self.netns_of = netns_of
+        self.env = env
+
+
+_HERE = Place()
+
+
 def run_hooks(
-    hooks: dict[str, list[dict[str, Any]]], kind: str, state: dict[str, Any], netns_of: int = 0
+    hooks: dict[str, list[dict[str, Any]]],
+    kind: str,
+    state: dict[str, Any],
+    place: Place = _HERE,
 ) -> None:
     """Run all hooks of *kind* in order, each with *state* on its stdin.
 
-    *netns_of*: in the network namespace of that process (createContainer hooks). The first
-    that fails or takes too long raises ClocheError with its stderr.
+    The first that fails or takes too long raises ClocheError with its stderr.
     """
     for number, hook in enumerate(hooks.get(kind) or []):
-        _run_hook(f"hooks.{kind}[{number}]", hook, state, netns_of)
+        _run_hook(f"hooks.{kind}[{number}]", hook, state, place)
 
 
 def run_all_hooks(
@@ -59,13 +77,13 @@ def run_all_hooks(
     problems = []
     for number, hook in enumerate(hooks.get(kind) or []):
         try:
-            _run_hook(f"hooks.{kind}[{number}]", hook, state, 0)
+            _run_hook(f"hooks.{kind}[{number}]", hook, state, _HERE)
         except (ClocheError, OSError) as error:
             problems.append(str(error))
     return problems
 
 
-def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], netns_of: int) -> None:
+def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], place: Place) -> None:
     path = hook["path"]
     stdin = json.dumps(state).encode()
     # A file, not a pipe: nobody has to read it for us to go on.
@@ -73,10 +91,12 @@ def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], netns_of: 
     os.write(in_fd, stdin)
     os.lseek(in_fd, 0, os.SEEK_SET)
     err_fd = os.memfd_create("hook-stderr", os.MFD_CLOEXEC)
-    netns = os.open(f"/proc/{netns_of}/ns/net", os.O_RDONLY) if netns_of else -1
+    netns = os.open(f"/proc/{place.netns_of}/ns/net", os.O_RDONLY) if place.netns_of else -1
     pid = os.fork()
     if pid == 0:
-        _exec_hook(hook, state["bundle"], (in_fd, err_fd, netns))
+        env = hook.get("env")
+        folder = place.folder or state["bundle"]
+        _exec_hook(hook, folder, place.env if env is None else env, (in_fd, err_fd, netns))
     os.close(in_fd)
     if netns >= 0:
         os.close(netns)
@@ -92,23 +112,29 @@ def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], netns_of: 
         raise ClocheError(f"{name} {path}: {cause}{': ' + errors if errors else ''}")
 
 
-def _exec_hook(hook: dict[str, Any], bundle: str, fds: tuple[int, int, int]) -> None:
+def _exec_hook(
+    hook: dict[str, Any], folder: str, env: list[str] | None, fds: tuple[int, int, int]
+) -> None:
     stdin, stderr, netns = fds
     try:
         with suppress(OSError):  # as with runc; after the end the bundle may be gone
-            os.chdir(bundle)
+            os.chdir(folder)
         os.dup2(stdin, 0)
         os.dup2(stderr, 1)
         os.dup2(stderr, 2)
         if netns >= 0:
             syscalls.setns(netns, syscalls.CLONE_NEWNET)
-        entries = hook_environment(hook.get("env") or [])
-        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
-        os.execve(hook["path"], hook.get("args") or [hook["path"]], environment)
+        os.execve(hook["path"], hook.get("args") or [hook["path"]], _variables(env))
     except BaseException as error:
         os.write(2, str(error).encode())
     finally:
         os._exit(127)
+
+
+def _variables(env: list[str] | None) -> dict[str, str]:
+    if env is None:
+        return {**os.environ}
+    return dict(entry.split("=", 1) for entry in hook_environment(env) if "=" in entry)
 
 
 def _wait(pid: int, timeout: float | None) -> int | None:

@@ -129,6 +129,9 @@ class Glance:
         self.joins: dict[str, int] = {}
         self.has_network_hooks = False
         self.hooks: dict[str, list[dict[str, Any]]] = {}
+        # The container's root, relative to the bundle, and its process's environment: for hooks.
+        self.root_path = ""
+        self.env: list[str] = []
         self.annotations: dict[str, str] = {}
         self.terminal = False
         self.oom_score_adj: int | None = None
@@ -174,6 +177,9 @@ class Glance:
         self.annotations = dict(config.get("annotations") or {})
         process = config.get("process") or {}
         self.terminal = bool(process.get("terminal"))
+        if self.hooks:
+            self.root_path = str((config.get("root") or {}).get("path") or "")
+            self.env = [each for each in process.get("env") or [] if isinstance(each, str)]
         self.oom_score_adj = process.get("oomScoreAdj")
         self.cgroups_path = str(linux.get("cgroupsPath") or "")
         self.vm = config.get("vm")
