@@ -23,7 +23,7 @@ use crate::files;
 use crate::jobs::Job;
 use crate::mounts;
 use crate::network::Slots;
-use crate::poll::{Kind, Poll, Ready};
+use crate::poll::{Kind, Poll, Ready, Wait};
 use crate::port::Port;
 use crate::process::Process;
 use crate::renew::Renewer;
@@ -116,15 +116,15 @@ impl Agent {
 
     /// Serves the host until it says `shutdown`.
     pub fn serve(&mut self) -> ! {
-        let mut busy = false;
+        let mut wait = Wait::Forever;
         loop {
-            for index in 0..self.poll.wait(busy) {
+            for index in 0..self.poll.wait(wait) {
                 if let Some(ready) = self.poll.event(index) {
                     self.dispatch(ready);
                 }
             }
             self.receive();
-            busy = self.pump();
+            wait = self.pump();
             self.port.flush();
         }
     }

@@ -77,10 +77,55 @@ impl Receiving {
         self.consumed += bytes as u32;
     }
 
-    /// Credit to grant now: at least [`STEP`] bytes, or all once nothing is left to write.
+    /// Credit to grant now: at least [`STEP`] bytes. Less is kept back: the sender has the rest of
+    /// its window, and a frame for every small piece would cost more than the piece.
     pub fn grant(&mut self) -> Option<u32> {
-        let due = self.consumed >= STEP || (self.consumed > 0 && self.pending.is_empty());
-        due.then(|| core::mem::take(&mut self.consumed))
+        (self.consumed >= STEP).then(|| core::mem::take(&mut self.consumed))
+    }
+}
+
+/// When output that comes in small pieces is read: a piece that follows another one closely waits
+/// for those behind it, so that many of them make one frame. Times are in ns of one clock.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// When the last piece was read, and whether it was small.
+    last: Option<(u64, bool)>,
+    rest: Option<u64>,
+}
+
+/// Small pieces that follow each other within this time are a burst.
+const BURST_NS: u64 = 2_000_000;
+/// How long the pieces of a burst are gathered at most.
+const REST_NS: u64 = 1_000_000;
+/// A larger piece is worth a frame of its own.
+const SMALL: usize = 16 * 1024;
+/// Half of what a pipe holds: whoever writes quickly is not held up by a full pipe.
+const HALF_A_PIPE: u64 = 32 * 1024;
+
+impl Pace {
+    /// `count` bytes were read at `now`; true if reading is to stop until [`Pace::rest`] is over.
+    pub fn read(&mut self, count: usize, now: u64) -> bool {
+        let is_small = count < SMALL;
+        let taken = match self.last {
+            Some((last, true)) if is_small => now.saturating_sub(last),
+            _ => BURST_NS,
+        };
+        self.last = Some((now, is_small));
+        self.rest = (taken < BURST_NS).then(|| {
+            let until_half_full = HALF_A_PIPE * taken / count.max(1) as u64;
+            now + until_half_full.min(REST_NS)
+        });
+        self.rest.is_some()
+    }
+
+    /// Until when nothing is to be read.
+    pub fn rest(&self) -> Option<u64> {
+        self.rest
+    }
+
+    /// Reads again, whatever the time.
+    pub fn wake(&mut self) {
+        self.rest = None;
     }
 }
 
@@ -100,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn credit_is_granted_in_steps_or_when_drained() {
+    fn credit_is_granted_in_steps() {
         let mut receiving = Receiving::default();
         receiving.receive(&vec![1; 100_000]).unwrap();
         receiving.written(1000);
@@ -108,9 +153,41 @@ mod tests {
         receiving.written(65_000);
         assert_eq!(receiving.grant(), Some(66_000));
         receiving.written(34_000);
-        assert_eq!(receiving.grant(), Some(34_000));
-        assert_eq!(receiving.grant(), None);
         assert!(receiving.is_drained());
+        assert_eq!(receiving.grant(), None);
+        receiving.receive(&vec![1; 40_000]).unwrap();
+        receiving.written(40_000);
+        assert_eq!(receiving.grant(), Some(74_000));
+    }
+
+    #[test]
+    fn small_pieces_in_a_row_are_gathered() {
+        let mut pace = Pace::default();
+        assert!(!pace.read(10, 1_000_000_000), "the first is read at once");
+        assert!(pace.read(10, 1_000_500_000));
+        assert_eq!(pace.rest(), Some(1_001_500_000));
+        pace.wake();
+        assert_eq!(pace.rest(), None);
+        assert!(pace.read(200, 1_001_500_000), "the burst goes on");
+        assert!(!pace.read(10, 1_010_000_000), "it is over");
+        assert_eq!(pace.rest(), None);
+    }
+
+    #[test]
+    fn large_pieces_and_what_is_left_of_them_are_not_held_up() {
+        let mut pace = Pace::default();
+        for now in 0..10 {
+            assert!(!pace.read(32_000, 1_000_000_000 + 2 * now));
+            assert!(!pace.read(16, 1_000_000_001 + 2 * now));
+        }
+    }
+
+    #[test]
+    fn a_quick_writer_is_not_held_up_by_a_full_pipe() {
+        let mut pace = Pace::default();
+        pace.read(4096, 1_000_000_000);
+        assert!(pace.read(4096, 1_000_010_000));
+        assert_eq!(pace.rest(), Some(1_000_090_000), "8 pieces more");
     }
 
     #[test]

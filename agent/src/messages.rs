@@ -93,6 +93,13 @@ structures! {
     Umount<'a> { target: &'a str, }
 }
 
+impl Process<'_> {
+    /// Whether stdout and stderr are one stream of the host's.
+    pub fn has_one_output(&self) -> bool {
+        self.stderr != 0 && self.stderr == self.stdout
+    }
+}
+
 /// The fields of an operation that has none.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Nothing;

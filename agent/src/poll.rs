@@ -5,12 +5,13 @@
 
 use alloc::vec::Vec;
 
+use linux_raw_sys::general as raw;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
-use crate::sys::Result;
+use crate::sys::{self, Result};
 
 /// Whose descriptor has become ready. Keys are never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,26 @@ const KINDS: [Kind; 13] = [
     Kind::DnsConnection,
 ];
 
+/// How long to wait for something to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wait {
+    /// Only what has happened already matters.
+    Not,
+    /// Until CLOCK_MONOTONIC shows so many ns.
+    Until(u64),
+    Forever,
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC.
+pub fn now() -> u64 {
+    // Linux has this clock always.
+    sys::clock(raw::CLOCK_MONOTONIC).unwrap_or(0)
+}
+
+fn data(kind: Kind, key: u32) -> EventData {
+    EventData::new_u64(u64::from(kind as u32) << 32 | u64::from(key))
+}
+
 /// One thing that happened.
 #[derive(Clone, Copy)]
 pub struct Ready {
@@ -69,16 +90,34 @@ impl Poll {
 
     /// Reports `flags` of `fd` from now on, under `kind` and `key`, until it is closed.
     pub fn add(&self, fd: impl AsFd, kind: Kind, key: u32, flags: EventFlags) -> Result<()> {
-        let data = u64::from(kind as u32) << 32 | u64::from(key);
-        epoll::add(&self.epoll, fd, EventData::new_u64(data), flags | EventFlags::ET)
+        epoll::add(&self.epoll, fd, data(kind, key), flags | EventFlags::ET)
     }
 
-    /// Waits for the next events, or takes those that are there if `busy`.
-    pub fn wait(&mut self, busy: bool) -> usize {
+    /// Reports nothing of `fd` but its hang-up until [`Poll::unmute`].
+    pub fn mute(&self, fd: impl AsFd, kind: Kind, key: u32) -> Result<()> {
+        epoll::modify(&self.epoll, fd, data(kind, key), EventFlags::ET)
+    }
+
+    /// Reports input of `fd` again, what is there already included.
+    pub fn unmute(&self, fd: impl AsFd, kind: Kind, key: u32) -> Result<()> {
+        epoll::modify(&self.epoll, fd, data(kind, key), EventFlags::IN | EventFlags::ET)
+    }
+
+    /// Waits for the next events.
+    pub fn wait(&mut self, wait: Wait) -> usize {
         self.events.clear();
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = match wait {
+            Wait::Not => Some(0),
+            Wait::Until(time) => Some(time.saturating_sub(now())),
+            Wait::Forever => None,
+        };
+        const SECOND: u64 = 1_000_000_000;
+        let timeout = timeout.map(|left| Timespec {
+            tv_sec: (left / SECOND) as i64,
+            tv_nsec: (left % SECOND) as i64,
+        });
         let buffer = rustix::buffer::spare_capacity(&mut self.events);
-        match epoll::wait(&self.epoll, buffer, busy.then_some(&at_once)) {
+        match epoll::wait(&self.epoll, buffer, timeout.as_ref()) {
             Ok(count) => count,
             Err(Errno::INTR) => 0,
             // Nothing else can be wrong with an epoll descriptor of ours.

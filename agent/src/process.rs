@@ -13,7 +13,7 @@ use rustix::pipe::{pipe_with, PipeFlags};
 use rustix::process::PidfdGetfdFlags;
 
 use crate::child::{terminal, Wires};
-use crate::poll::{Kind, Poll};
+use crate::poll::{Kind, Poll, Wait};
 use crate::slate::Slate;
 use crate::streams::{Sink, Source};
 use crate::sys::Result;
@@ -101,7 +101,9 @@ pub fn wire(plan: &Plan, slate: Rc<Slate>) -> Result<(Wires, Ends)> {
         wires.stdio[0] = Some(theirs);
         ends.stdin = Some(Sink::new(plan.stdin, ours));
     }
-    for (number, stream) in [(1, plan.stdout), (2, plan.stderr)] {
+    // Where both are one stream the child has one pipe twice.
+    let stderr = if plan.has_one_output() { 0 } else { plan.stderr };
+    for (number, stream) in [(1, plan.stdout), (2, stderr)] {
         if stream != 0 {
             let (ours, theirs) = stream_pipe(true)?;
             wires.stdio[number] = Some(theirs);
@@ -230,16 +232,20 @@ impl Process {
         self.ends.go = None;
     }
 
-    /// Moves bytes both ways and tells of the exit once nothing precedes it any more; true if
-    /// more could be moved at once.
-    pub fn pump(&mut self, id: &str, out: &mut Vec<u8>, has_room: bool) -> bool {
+    /// Moves bytes both ways and tells of the exit once nothing precedes it any more; says when
+    /// more could be moved. `poll` is not given while the host takes no more output.
+    pub fn pump(&mut self, id: &str, out: &mut Vec<u8>, poll: Option<&Poll>) -> Wait {
         if let Some(sink) = &mut self.ends.stdin {
             sink.pump(out);
         }
-        let mut busy = false;
-        if has_room {
-            for source in self.sources() {
-                busy |= source.pump(out);
+        let mut wait = Wait::Forever;
+        if let Some(poll) = poll {
+            let outputs =
+                [(&mut self.ends.stdout, Kind::Stdout), (&mut self.ends.stderr, Kind::Stderr)];
+            for (source, kind) in outputs {
+                if let Some(source) = source {
+                    wait = wait.min(source.pump(out, poll, kind, self.key));
+                }
             }
         }
         let hurried = self.hurried;
@@ -250,7 +256,7 @@ impl Process {
             answers::exit(out, id, self.exec_id.as_deref(), status);
             self.told = true;
         }
-        busy
+        wait
     }
 
     /// Nothing of it is left: ended, told, and all output forwarded.

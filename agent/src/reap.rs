@@ -4,6 +4,7 @@ use cloche_agent::answers;
 use linux_raw_sys::general as raw;
 
 use crate::agent::Agent;
+use crate::poll::Wait;
 use crate::process::{Process, Sync};
 use crate::syncer::Waiting;
 
@@ -48,18 +49,22 @@ impl Agent {
     }
 
     /// Moves what can be moved; true if there is more to do at once.
-    pub fn pump(&mut self) -> bool {
-        let mut busy = false;
+    pub fn pump(&mut self) -> Wait {
+        let mut wait = Wait::Forever;
         for process in &mut self.processes {
             let container = self.containers.iter().find(|one| one.key == process.container);
             let id = container.map_or("", |container| container.id.as_str());
-            let has_room = self.port.has_room();
-            busy |= process.pump(id, &mut self.port.out, has_room);
+            let poll = self.port.has_room().then_some(&self.poll);
+            wait = wait.min(process.pump(id, &mut self.port.out, poll));
         }
         self.processes.retain_mut(|process| process.exec_id.is_none() || !process.is_over());
         self.finish_deletions();
         // With no room, it is the port that has to become writable first.
-        busy && self.port.has_room()
+        if self.port.has_room() {
+            wait
+        } else {
+            Wait::Forever
+        }
     }
 
     pub fn input(&mut self, stream: u32, data: &[u8]) {

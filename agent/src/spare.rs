@@ -112,7 +112,8 @@ impl Spare {
         } else {
             ends.stdin = (plan.stdin != 0).then(|| Sink::new(plan.stdin, self.stdin));
             ends.stdout = (plan.stdout != 0).then(|| Source::new(plan.stdout, self.stdout));
-            ends.stderr = (plan.stderr != 0).then(|| Source::new(plan.stderr, self.stderr));
+            let has_stderr = plan.stderr != 0 && !plan.has_one_output();
+            ends.stderr = has_stderr.then(|| Source::new(plan.stderr, self.stderr));
         }
         (self.pid, self.pidfd, ends, self.cgroup, self.mounts)
     }

@@ -2,11 +2,12 @@
 
 use alloc::vec::Vec;
 
-use cloche_agent::flow::{Overrun, Receiving, Sending};
+use cloche_agent::flow::{Overrun, Pace, Receiving, Sending};
 use cloche_agent::frames::{self, Kind};
 use rustix::fd::OwnedFd;
 use rustix::io::{self, Errno};
 
+use crate::poll::{self, Kind as Watched, Poll, Wait};
 use crate::sys;
 
 /// Most bytes of one DATA frame: with its header, what the port takes in one write.
@@ -34,7 +35,10 @@ pub struct Source {
     pub stream: u32,
     end: End,
     flow: Sending,
+    pace: Pace,
     ready: bool,
+    /// epoll says nothing of it while small pieces are gathered.
+    muted: bool,
     /// Bytes still to be forwarded before the exit of the process may be told.
     owed: Option<usize>,
 }
@@ -46,7 +50,8 @@ impl Source {
 
     /// A terminal's output, once there is a terminal.
     pub fn awaited(stream: u32) -> Source {
-        Source { stream, end: End::Awaited, flow: Sending::default(), ready: false, owed: None }
+        let (flow, pace) = (Sending::default(), Pace::default());
+        Source { stream, end: End::Awaited, flow, pace, ready: false, muted: false, owed: None }
     }
 
     pub fn open(&mut self, fd: OwnedFd) {
@@ -55,6 +60,7 @@ impl Source {
 
     pub fn ready(&mut self) {
         self.ready = true;
+        self.pace.wake();
     }
 
     pub fn granted(&mut self, bytes: u32) {
@@ -87,7 +93,7 @@ impl Source {
         // A terminal counts only what its line discipline has seen: read it until EAGAIN instead.
         let is_known = result.is_ok() && !rustix::termios::isatty(fd);
         self.owed = Some(if is_known { waiting.max(0) as usize } else { usize::MAX });
-        self.ready = true;
+        self.ready();
     }
 
     /// Whether everything that precedes the exit event has been forwarded, or (`hurried`) cannot
@@ -97,27 +103,41 @@ impl Source {
         self.is_closed() || self.owed == Some(0) || stuck
     }
 
-    /// Forwards one piece; true if there may be more to forward now.
-    pub fn pump(&mut self, out: &mut Vec<u8>) -> bool {
+    /// Forwards one piece; says when there may be more to forward. It is watched as `kind` and
+    /// `key`.
+    pub fn pump(&mut self, out: &mut Vec<u8>, poll: &Poll, kind: Watched, key: u32) -> Wait {
+        if let Some(until) = self.pace.rest() {
+            if poll::now() < until {
+                return Wait::Until(until);
+            }
+            self.ready();
+        }
         let size = PIECE.min(self.flow.credit());
         let Some(fd) = self.end.fd().filter(|_| self.ready && size > 0) else {
-            return false;
+            return Wait::Forever;
         };
         let at = frames::begin(out, self.stream, Kind::Data);
         match append(fd, out, size) {
             Ok(count @ 1..) => {
                 frames::finish(out, at);
+                // Once its process has ended nothing more is waited for.
+                if self.pace.read(count, poll::now()) && self.owed.is_none() {
+                    self.muted = self.muted || poll.mute(fd, kind, key).is_ok();
+                } else {
+                    self.pace.wake();
+                }
                 self.forwarded(count);
-                return true;
+                return self.pace.rest().map_or(Wait::Not, Wait::Until);
             }
             Err(Errno::INTR) => {
                 out.truncate(at);
-                return true;
+                return Wait::Not;
             }
             Err(Errno::AGAIN) => {
                 out.truncate(at);
                 self.ready = false;
                 self.owed = self.owed.map(|_| 0);
+                self.muted = self.muted && poll.unmute(fd, kind, key).is_err();
             }
             // End of the pipe, or EIO of a terminal that nobody holds open.
             Ok(0) | Err(_) => {
@@ -126,7 +146,7 @@ impl Source {
                 self.end = End::Closed;
             }
         }
-        false
+        Wait::Forever
     }
 
     fn forwarded(&mut self, count: usize) {

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .bundles import Bundle
+from .host import qemu_of
 from .runtime import Container, Runtime
 from .starts import each_start
 
@@ -165,3 +166,43 @@ def test_our_descriptors_stay_blocking(idle: Container) -> None:
     assert os.read(stdout_reader, 10) == b"x\n"
     for fd in (stdin, stdin_writer, stdout_reader, stdout):
         os.close(fd)
+
+
+def _spent(pid: int) -> int:
+    """The processor time of a process, in clock ticks."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_small_writes_share_frames(cloche: Runtime, bundle: Bundle) -> None:
+    """20,000 lines cost a small multiple of writing them to nowhere, not a frame each."""
+    container = cloche.start(bundle.args("sleep", "1000"))
+    qemu = qemu_of(cloche.root, container.id)
+    program = "BEGIN { for (i = 0; i < 20000; i++) { print i; fflush() } }"
+    spent: dict[str, int] = {}
+    for target in ("/dev/null", "/proc/self/fd/1"):
+        before = _spent(qemu)
+        result = cloche("exec", container.id, "sh", "-c", f"awk '{program}' >{target}")
+        spent[target] = _spent(qemu) - before
+    assert result.lines == [str(number) for number in range(20_000)]
+    assert spent["/proc/self/fd/1"] <= 4 * spent["/dev/null"] + 50, spent
+
+
+def test_one_file_gets_both_outputs_in_order(cloche: Runtime, bundle: Bundle) -> None:
+    """`2>&1` on the host's side keeps the order, as where a process has the very descriptor."""
+    script = "i=0; while [ $i -lt 3000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
+    container = cloche.start(bundle.args("sleep", "1000"))
+    process = cloche.popen("exec", container.id, "sh", "-c", script, stderr=subprocess.STDOUT)
+    output, _ = process.communicate(timeout=60)
+    expected = [f"{name} {number}" for number in range(3000) for name in ("out", "err")]
+    assert output.decode().splitlines() == expected
+
+
+def test_a_closed_error_output_leaves_the_other(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.sh("exec 2>&-; sleep 0.1; echo still here; (echo lost >&2) || exit 3")
+    process = cloche.popen(
+        "run", "--bundle", bundle.save(), cloche.new_id(), stderr=subprocess.STDOUT
+    )
+    output, _ = process.communicate(timeout=60)
+    assert b"still here" in output
+    assert process.returncode == 3

@@ -220,9 +220,15 @@ fn prepare_exec(process: &Process, namespaces: u64, init: &OwnedFd, wires: Wires
     with_terminal(terminal, become_process(process))
 }
 
-/// Gives the streams that are not connected the container's /dev/null in place of the agent's, so
-/// that their names in /proc/self/fd mean something (as runc does).
-fn reopen_null(process: &Process) {
+/// Makes one pipe of outputs that are one stream, and gives the streams that are not connected the
+/// container's /dev/null in place of the agent's, so that their names in /proc/self/fd mean
+/// something (as runc does).
+fn settle_streams(process: &Process) {
+    if process.has_one_output() {
+        // SAFETY: the standard streams are open.
+        let stdout = unsafe { BorrowedFd::borrow_raw(1) };
+        let _ = sys::duplicate(stdout, 2, 0);
+    }
     let streams = [process.stdin, process.stdout, process.stderr];
     if process.terminal || !streams.contains(&0) {
         return;
@@ -272,7 +278,7 @@ fn terminal_of(process: &Process, root: Option<&OwnedFd>) -> Outcome<Option<Owne
 /// Everything that makes this process the one that was asked for, short of execve.
 fn become_process(process: &Process) -> Outcome<Program> {
     identity::set_limits(process)?;
-    reopen_null(process);
+    settle_streams(process);
     let home = program::home_of(process);
     if let Some(plan) = &process.tuning.0 {
         identity::tune(plan)?;

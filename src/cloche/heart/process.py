@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cloche.base.loop import Future
-from cloche.heart.streams import is_null
+from cloche.heart.streams import is_null, is_same
 from cloche.heart.terminal import window_size
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ class GuestProcess:
             os.close(fds[0])
         else:
             self._input = self.agent.input(fds[0])
-        outputs = 1 if self.terminal else 2
+        # What goes to one file goes there through one stream: in the order in which it is written.
+        outputs = 1 if self.terminal or is_same(fds[1], fds[2]) else 2
         for fd in fds[1 : 1 + outputs]:
             self._outputs.append(self.agent.output(fd, terminal=self.terminal))
         for fd in fds[1 + outputs :]:
@@ -69,7 +70,7 @@ class GuestProcess:
         return (
             self._input.stream if self._input else 0,
             numbers[0],
-            numbers[1] if len(numbers) > 1 else 0,
+            0 if self.terminal else numbers[-1],
         )
 
     @property

@@ -30,6 +30,12 @@ def is_null(fd: int) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
 
 
+def is_same(first: int, second: int) -> bool:
+    """Whether two descriptors write to one file, as after the shell's ``2>&1``."""
+    one, other = os.fstat(first), os.fstat(second)
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
 class Endpoint:
     """A descriptor that can be written without ever blocking the loop."""
 
@@ -146,7 +152,7 @@ class OutputRelay:
             self._consumed += len(self._buffer)
             self._buffer.clear()
             self._ending = True
-        if self._consumed >= CREDIT_STEP or (self._consumed and not self._buffer):
+        if self._consumed >= CREDIT_STEP or (self._consumed and self.reader_gone):
             self._give(self._consumed)
             self._consumed = 0
         self._watch()
