@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cloche.vmm import frozen
-from cloche.vmm.argv import NIC_SLOTS
+from cloche.vmm.argv import NIC_SLOTS, variants
 from cloche.vmm.frozen import RETRY_S, Frozen, frozen_folder, identity, load_frozen, print_of
 from cloche.vmm.launch import file_limit
 from cloche.vmm.shape import Shape
@@ -25,7 +25,8 @@ HEADER = 12
 
 def shape(**changes: object) -> Shape:
     """A shape; its QEMU is a file that is there."""
-    fields = {"qemu": "/bin/sh", "machine": "microvm", "accel": "tcg", "cpus": 1, "memory": 4}
+    variant = variants("tcg", "microvm")[0]
+    fields = {"qemu": "/bin/sh", "variant": variant, "accel": "tcg", "cpus": 1, "memory": 4}
     return Shape(**{**fields, "guest_key": "key", **changes})  # type: ignore[arg-type]
 
 
@@ -112,7 +113,7 @@ def test_without_the_program_there_can_be_none(saved: Path, thaw: Path) -> None:
     "changes",
     [
         {"qemu": "/bin/ls"},
-        {"machine": "q35"},
+        {"variant": variants("tcg", "q35")[0]},
         {"accel": "kvm"},
         {"cpus": 2},
         {"memory": 8},

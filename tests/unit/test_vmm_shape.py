@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloche.vmm.argv import TRANSLATION_CACHE, Machine, qemu_argv
+from cloche.vmm.argv import TRANSLATION_CACHE, Machine, qemu_argv, variants
 from cloche.vmm.shape import HOST_OVERHEAD, MIB, cpu_count, host_limit, memory_step
 
 
@@ -30,7 +30,7 @@ def test_processors_are_whole_and_of_the_host(
 def test_translation_cache_fits_the_hosts_limit(accel: str, option: str) -> None:
     # Left alone, QEMU 7.2 keeps up to 1 GiB of translated code: the host would kill it.
     machine = Machine(
-        qemu="qemu", machine="microvm", accel=accel, cpu="max", cpus=1, memory=256,
+        qemu="qemu", variant=variants(accel, "auto")[0], accel=accel, cpus=1, memory=256,
         agent_fd=3, qmp_fd=4, console_fd=5,
     )  # fmt: skip
     argv = qemu_argv(machine)

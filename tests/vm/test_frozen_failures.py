@@ -16,7 +16,7 @@ import pytest
 
 from cloche.guest.guest import guest_for
 from cloche.heart.frozen_maker import SHARES, make_frozen, work_prefix
-from cloche.heart.machine import choose_shape
+from cloche.heart.machine import choose_shape, find_variants
 from cloche.model.config import load_settings
 from cloche.vmm import preload
 from cloche.vmm.frozen import load_frozen
@@ -367,7 +367,7 @@ def test_without_the_preload_none_is_made(
     """GnuTLS's random generator would be in its memory, and go on alike in all VMs."""
     guest = guest_for(str(made.root), None)
     assert guest is not None
-    shape = choose_shape(load_settings(), guest, SMALL, None)
+    shape = choose_shape(find_variants(load_settings()), guest, SMALL, None)
     root = str(made.root / "templates")
     template = load_template(root, shape)
     assert template is not None

@@ -51,4 +51,9 @@ class LaunchError(ClocheError):
 
 
 class BootError(ClocheError):
-    """The VM did not come up; the message carries milestone, console tail and QEMU's stderr."""
+    """The VM did not come up; the message carries milestone, console tail and QEMU's stderr.
+
+    *blames_machine* where it came to no milestone by itself: another machine type may do better.
+    """
+
+    blames_machine = False

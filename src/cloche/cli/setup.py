@@ -19,7 +19,7 @@ from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import Guest, guest_for
 from cloche.guest.report import Report
 from cloche.heart import frozen_maker
-from cloche.heart.machine import boot_of, choose_shape
+from cloche.heart.machine import boot_of, choose_shape, find_variants
 from cloche.model.config import Settings, load_settings
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm import template_maker
@@ -67,8 +67,7 @@ def prepare(settings: Settings) -> int:
     with TerminalReport(console) if console.is_terminal else LineReport() as report:
         version = qemu_version(settings)
         guest = make_guest(settings, report)
-        shape = choose_shape(settings, guest, None, None)
-        rows = make_template(settings, guest, shape, report)
+        rows = make_template(settings, guest, report)
         removed = remove_unused(settings)
     accel = choose_accel(DEFAULT_ROOT, settings.accel)
     machine = [
@@ -94,22 +93,25 @@ def configured_kernel(settings: Settings) -> Path | None:
     return Path(settings.kernel) if settings.kernel else None
 
 
-def make_template(settings: Settings, guest: Guest, shape: Shape, report: Report) -> list[Row]:
+def make_template(settings: Settings, guest: Guest, report: Report) -> list[Row]:
     """Save the template of the default shape, and its frozen QEMU, unless they are there."""
     if not settings.template:
         return [Row("template", "none", "switched off in the configuration: every VM boots cold")]
     report.step("Looking for a template of the default shape")
+    variants = find_variants(settings)
+    shape = choose_shape(variants, guest, None, None)
     template = template_maker.make_template(
         settings.templates,
         shape,
-        boot_of(guest, shape),
+        variants,
+        lambda: boot_of(guest, shape),
         lambda text: report.step(f"Making the template: {text}"),
     )
     size = disk_usage(Path(settings.templates, shape.directory_name()))
-    what = f"{shape.cpus} vCPU, {shape.memory} MiB, {shape.machine}"
-    row = Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk")
+    what = f"{shape.cpus} vCPU, {shape.memory} MiB"
     return [
-        row,
+        Row("machine", str(shape.variant), ". ".join(variants.refused) or "the first choice"),
+        Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk"),
         make_frozen(settings, shape, template, report, user_network=False),
         make_frozen(settings, shape, template, report, user_network=True),
     ]
@@ -183,7 +185,7 @@ def stale_reasons(settings: Settings) -> list[str]:
     if stale is not None:
         reasons.append(f"guest: {stale}")
     elif guest is not None and settings.template and not reasons:
-        shape = choose_shape(settings, guest, None, None)
+        shape = choose_shape(find_variants(settings), guest, None, None)
         if load_template(settings.templates, shape) is None:
             reasons.append("template: none for this QEMU, CPU, accelerator and guest")
         elif settings.freeze and shape.accel == FROZEN_ACCEL:

@@ -134,11 +134,11 @@ def _freeze(
     try:
         report("running containers in a VM, for a QEMU that knows how")
         with Rehearsal(directory, config) as first:
-            first.restore(shape, template.cpu, memory, template.state, cards)
+            first.restore(shape, memory, template.state, cards)
             first.run([Act([SHELL], SCRIPT)] * ROUNDS)
             state = first.save()
         with Rehearsal(directory, config) as second:
-            second.restore(shape, template.cpu, memory, state, cards)
+            second.restore(shape, memory, state, cards)
             second.run([Act([SHELL]), Act([BRIEF], status=BRIEF_STATUS)])
             report("freezing QEMU")
             files = second.freeze(image, memory)

@@ -12,10 +12,11 @@ from cloche.heart.greeting import Greeting
 from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
-from cloche.vmm.argv import cpu_models, kernel_cmdline
+from cloche.vmm.argv import kernel_cmdline
 from cloche.vmm.frozen import FROZEN_ACCEL, load_frozen
 from cloche.vmm.shape import Shape, cpu_count, memory_step
 from cloche.vmm.template import Template, load_template
+from cloche.vmm.variant import Variants
 from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
@@ -56,12 +57,18 @@ def find_guest(settings: Settings) -> Guest:
     return refresh_guest(Path(settings.data_root), guest, agent)
 
 
-def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
+def find_variants(settings: Settings, qemu: str = "") -> Variants:
+    """The ways to spell a machine for *qemu*, by default the configured one."""
+    accel = choose_accel(DEFAULT_ROOT, settings.accel).name
+    return Variants(settings.data_root, qemu or settings.qemu, accel, settings.machine)
+
+
+def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
     """The shape for limits of *memory* bytes and *cpus* processors."""
     return Shape(
-        qemu=settings.qemu,
-        machine=settings.machine,
-        accel=choose_accel(DEFAULT_ROOT, settings.accel).name,
+        qemu=variants.qemu,
+        variant=variants.best,
+        accel=variants.accel,
         cpus=cpu_count(cpus, os.cpu_count() or 1),
         memory=memory_step(memory),
         guest_key=guest.key,
@@ -71,7 +78,7 @@ def choose_shape(settings: Settings, guest: Guest, memory: int | None, cpus: flo
 def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
     """Kernel, initramfs and command line to boot *shape* with."""
     khz = tsc_khz() if shape.accel == "tcg" else 0
-    cmdline = kernel_cmdline(machine=shape.machine, accel=shape.accel, tsc_khz=khz)
+    cmdline = kernel_cmdline(machine=shape.variant.machine, accel=shape.accel, tsc_khz=khz)
     return str(guest.vmlinux), str(guest.initramfs), cmdline
 
 
@@ -82,8 +89,9 @@ class Choice:
     place of the guest's own; *root_image* is a disk with the container's root.
     """
 
-    def __init__(self, guest: Guest, shape: Shape) -> None:
+    def __init__(self, guest: Guest, variants: Variants, shape: Shape) -> None:
         self.guest = guest
+        self.variants = variants
         self.shape = shape
         self.cold = ""
         # There is no template, and none could be saved: that has been said.
@@ -102,7 +110,9 @@ class Choice:
 def _choose(request: Request) -> Choice:
     settings, glance = request.settings, request.glance
     guest = find_guest(settings)
-    choice = Choice(guest, choose_shape(settings, guest, glance.memory, glance.cpus))
+    variants = find_variants(settings)
+    shape = choose_shape(variants, guest, glance.memory, glance.cpus)
+    choice = Choice(guest, variants, shape)
     if not settings.template:
         choice.cold = "VM: cold boot: templates are switched off (template = off)"
     if glance.disks:
@@ -176,13 +186,14 @@ def _launch(
     """Start it from its template, else cold."""
     shape = choice.shape
     template = _find_template(request.settings, choice, warnings)
+    if template is None:
+        _settle(choice, warnings)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
     ]
     vm.launch(
         shape,
-        cpu=template.cpu if template else cpu_models(shape.accel)[-1],
         share=share.directory,
         taps=taps,
         user_network=not taps and request.has_user_network(),
@@ -196,6 +207,21 @@ def _launch(
     )
     for fd, _ in disks:
         os.close(fd)
+
+
+def _settle(choice: Choice, warnings: list[str]) -> None:
+    """Before a cold boot: have a variant that is known to work, which templates tell else."""
+    if choice.variants.is_known:
+        return
+    from cloche.vmm.trial import settle
+
+    settle(choice.shape, choice.variants, lambda: boot_of(choice.guest, choice.shape))
+    warnings += refusals(choice.variants)
+
+
+def refusals(variants: Variants) -> list[str]:
+    """What is to be said where a machine was found after others had been tried in vain."""
+    return [f"VM: {why}; {variants.best} does" for why in variants.refused]
 
 
 def _find_frozen(
@@ -246,7 +272,8 @@ def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> T
     from cloche.vmm.template_maker import make_template
 
     try:
-        made = make_template(settings.templates, shape, choice.boot())
+        was_known = choice.variants.is_known
+        made = make_template(settings.templates, shape, choice.variants, choice.boot)
     except (BootError, LaunchError):
         raise
     except ClocheError as error:
@@ -256,6 +283,8 @@ def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> T
         cause = f"{error.filename}: {(error.strerror or '').lower()}"
         warnings.append(f"VM: cold boot: the template could not be saved: {cause}")
         return None
+    if not was_known:
+        warnings += refusals(choice.variants)
     size = f"{shape.cpus} vCPU and {shape.memory} MiB"
     warnings.append(f"VM: no template of {size}: booted and saved one")
     return made

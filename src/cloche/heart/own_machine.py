@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cloche.base.errors import ConfigError
 from cloche.guest.agent_binary import require_agent
 from cloche.guest.build import guest_of_kernel
+from cloche.heart.machine import find_variants
 from cloche.model.oci_vm import VM, Kernel, read_vm
 from cloche.vmm.argv import RootImage
 from cloche.vmm.shape import MIB
@@ -29,7 +30,9 @@ def apply(choice: Choice, request: Request) -> None:
     """
     vm = read_vm(request.glance.vm)
     if vm.hypervisor is not None:
-        choice.shape.qemu = _there("hypervisor.path", vm.hypervisor.path)
+        path = _there("hypervisor.path", vm.hypervisor.path)
+        choice.variants = find_variants(request.settings, path)
+        choice.shape.qemu, choice.shape.variant = path, choice.variants.best
         choice.parameters = list(vm.hypervisor.parameters)
     if vm.kernel is not None:
         choice.guest = _guest(request.settings, vm.kernel)

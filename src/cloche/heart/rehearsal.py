@@ -82,9 +82,7 @@ class Rehearsal:
             self._loop.run_until(self._vm.exited)
         self._loop.close()
 
-    def restore(
-        self, shape: Shape, cpu: str, memory: str, state: bytes, taps: Sequence[int]
-    ) -> None:
+    def restore(self, shape: Shape, memory: str, state: bytes, taps: Sequence[int]) -> None:
         """Go on from *state*; what the guest writes is kept in the file *memory*.
 
         With no *taps* it has a user-mode network.
@@ -92,7 +90,6 @@ class Rehearsal:
         self._cards = len(taps)
         self._vm.launch(
             shape,
-            cpu=cpu,
             share=self._share,
             taps=taps,
             user_network=not taps,

@@ -13,14 +13,14 @@ CONFIG_FILE = "/etc/cloche/config.toml"
 DEFAULTS: dict[str, str] = {
     "data_root": "/var/lib/cloche",
     "qemu": "/usr/bin/qemu-system-x86_64",
-    "machine": "microvm",
+    "machine": "auto",
     "accel": "auto",
     "template": "on",
     "freeze": "on",
     "kernel": "",
 }
 _CHOICES = {
-    "machine": ("microvm", "q35"),
+    "machine": ("auto", "microvm", "q35"),
     "accel": ("auto", "kvm", "tcg"),
     "template": ("on", "off"),
     "freeze": ("on", "off"),

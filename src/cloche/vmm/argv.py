@@ -32,6 +32,39 @@ class RootImage:
         self.read_only = read_only
 
 
+class Variant:
+    """One way to spell a VM's machine: its type, the *options* of that, the processor's model."""
+
+    __slots__ = ("cpu", "machine", "options")
+
+    def __init__(self, machine: str, options: Sequence[str], cpu: str) -> None:
+        self.machine = machine
+        self.options = options
+        self.cpu = cpu
+
+    def __str__(self) -> str:
+        return f"{','.join([self.machine, *self.options])} with CPU {self.cpu}"
+
+
+# Without PIT and PIC: a PIC that no firmware has set up tells of the PIT's first tick as of
+# interrupt 0, which is a division by zero to Linux. Half of the boots in QEMU 10.0 met that.
+# Stock kernels find virtio-mmio by ACPI.
+_OPTIONS = {"microvm": ("acpi=on", "rtc=on", "pit=off", "pic=off"), "q35": ()}
+# QEMU 7.2 carries `rep movsb` out byte by byte under TCG: without ERMS the guest copies three
+# times faster. FSRM (newer QEMUs have it) has to go with it: to Linux it implies ERMS, and
+# its memmove() of a few bytes then runs through all memory.
+_CPUS = {"tcg": ("max,erms=off,fsrm=off", "max"), "kvm": ("host",)}
+
+
+def variants(accel: str, machine: str) -> list[Variant]:
+    """What to try with a QEMU that has not been tried yet, the fastest first, the plain one last.
+
+    *machine* is a type, or `auto` for all of them.
+    """
+    types = _OPTIONS if machine == "auto" else (machine,)
+    return [Variant(each, _OPTIONS[each], cpu) for each in types for cpu in _CPUS[accel]]
+
+
 class Machine:
     """Everything that QEMU is told about one VM; descriptors are numbers in QEMU's own table.
 
@@ -47,9 +80,8 @@ class Machine:
         self,
         *,
         qemu: str,
-        machine: str,
+        variant: Variant,
         accel: str,
-        cpu: str,
         cpus: int,
         memory: int,
         agent_fd: int,
@@ -71,9 +103,8 @@ class Machine:
         parameters: Sequence[str] = (),
     ) -> None:
         self.qemu = qemu
-        self.machine = machine
+        self.variant = variant
         self.accel = accel
-        self.cpu = cpu
         self.cpus = cpus
         self.memory = memory
         self.agent_fd = agent_fd
@@ -95,15 +126,6 @@ class Machine:
         self.parameters = parameters
 
 
-def cpu_models(accel: str) -> tuple[str, ...]:
-    """CPU models to try when a template is made, the fastest first; the last one always works.
-
-    QEMU 7.2 carries `rep movsb` out byte by byte under TCG: without ERMS the guest copies three
-    times faster. In QEMU 10.0 a guest without ERMS hangs early in its boot.
-    """
-    return ("host",) if accel == "kvm" else ("max,erms=off", "max")
-
-
 def quote(value: str) -> str:
     """A value inside a comma-separated QEMU option: commas are doubled."""
     return value.replace(",", ",,")
@@ -111,7 +133,7 @@ def quote(value: str) -> str:
 
 def qemu_argv(vm: Machine) -> list[str]:
     """The argument vector of QEMU for *vm*."""
-    bus = "device" if vm.machine == "microvm" else "pci"
+    bus = "device" if vm.variant.machine == "microvm" else "pci"
     return [
         vm.qemu,
         *("-name", "cloche"),
@@ -136,14 +158,11 @@ def qemu_argv(vm: Machine) -> list[str]:
 
 
 def _machine(vm: Machine) -> list[str]:
-    options = [vm.machine, "memory-backend=ram"]
-    if vm.machine == "microvm":
-        # Option ROMs only delay a direct kernel boot; stock kernels find virtio-mmio by ACPI.
-        options += ["x-option-roms=off", "acpi=on", "rtc=on"]
+    options = [vm.variant.machine, "memory-backend=ram", *vm.variant.options]
     accel = f"tcg,tb-size={TRANSLATION_CACHE}" if vm.accel == "tcg" else vm.accel
     return [
         *("-M", ",".join(options), "-accel", accel),
-        *("-cpu", vm.cpu, "-smp", str(vm.cpus), "-m", f"{vm.memory}M"),
+        *("-cpu", vm.variant.cpu, "-smp", str(vm.cpus), "-m", f"{vm.memory}M"),
     ]
 
 

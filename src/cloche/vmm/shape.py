@@ -12,6 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cloche.vmm.argv import Variant
+
 DEFAULT_CPUS = 1
 DEFAULT_MEMORY = 2048
 # What the guest's kernel and agent need beside the container's own limit, MiB.
@@ -26,13 +28,13 @@ MIB = 1 << 20
 class Shape:
     """What a template is made for: change any of it and the template is another one."""
 
-    __slots__ = ("accel", "cpus", "guest_key", "machine", "memory", "qemu")
+    __slots__ = ("accel", "cpus", "guest_key", "memory", "qemu", "variant")
 
     def __init__(
-        self, *, qemu: str, machine: str, accel: str, cpus: int, memory: int, guest_key: str
+        self, *, qemu: str, variant: Variant, accel: str, cpus: int, memory: int, guest_key: str
     ) -> None:
         self.qemu = qemu
-        self.machine = machine
+        self.variant = variant
         self.accel = accel
         self.cpus = cpus
         self.memory = memory
@@ -42,7 +44,7 @@ class Shape:
         """All that a template depends on: a changed QEMU or host CPU makes it another one."""
         size = f"{self.cpus} cpu, {self.memory} MiB"
         return [
-            *(FORMAT, _print_of(self.qemu), self.machine, self.accel),
+            *(FORMAT, build_of(self.qemu), str(self.variant), self.accel),
             *(size, self.guest_key, host_cpu(features=self.accel == "kvm")),
         ]
 
@@ -52,11 +54,11 @@ class Shape:
         (zlib costs nothing to import, hashlib 4 ms; the manifest holds the whole identity.)
         """
         checksum = zlib.crc32("\0".join(self.identity()).encode())
-        return f"{self.machine}-{self.accel}-{self.cpus}cpu-{self.memory}m-{checksum:08x}"
+        return f"{self.variant.machine}-{self.accel}-{self.cpus}cpu-{self.memory}m-{checksum:08x}"
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "6"
+FORMAT = "7"
 
 
 def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:
@@ -65,10 +67,10 @@ def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:
         return False
     made_by, accel = tuple(identity[:2]), identity[3]
     cpu = host_cpu(features=accel == "kvm")
-    return made_by == (FORMAT, _print_of(qemu)) and tuple(identity[5:]) == (guest_key, cpu)
+    return made_by == (FORMAT, build_of(qemu)) and tuple(identity[5:]) == (guest_key, cpu)
 
 
-def _print_of(qemu: str) -> str:
+def build_of(qemu: str) -> str:
     """The binary at that path as it is now."""
     try:
         stat = os.stat(qemu)

@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 class Template:
     """A saved VM, ready to be cloned."""
 
-    def __init__(self, memory_file: str, state: bytes, cpu: str) -> None:
+    def __init__(self, memory_file: str, state: bytes) -> None:
         self.memory_file = memory_file
         self.state = state
-        self.cpu = cpu
 
 
 def load_template(root: str, shape: Shape) -> Template | None:
@@ -45,6 +44,6 @@ def load_template(root: str, shape: Shape) -> Template | None:
         is_whole = os.stat(memory_file).st_size == shape.memory * MIB
         if not is_whole or zlib.crc32(state) != manifest["device_crc32"]:
             return None
-        return Template(memory_file, state, manifest["cpu"])
+        return Template(memory_file, state)
     except (OSError, ValueError, KeyError, AttributeError):
         return None

@@ -11,21 +11,21 @@ import socket
 import tempfile
 import zlib
 
-from cloche.base.errors import BootError, ClocheError
+from cloche.base.errors import ClocheError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, read_some
-from cloche.vmm.argv import cpu_models
 from cloche.vmm.shape import MIB, Shape, is_identity_of
 from cloche.vmm.template import Template, load_template
+from cloche.vmm.trial import try_in_order, wait_for_boot
 from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
-# A boot takes 2.5-4 s under TCG here and well under 1 s on KVM; a loaded machine takes longer.
-BOOT_TIMEOUT_S = 90.0
-FAST_BOOT_TIMEOUT_S = 30.0
+    from cloche.vmm.trial import Boot
+    from cloche.vmm.variant import Variants
+
 SAVE_TIMEOUT_S = 60.0
 WORK_PREFIX = ".new-"
 
@@ -33,20 +33,24 @@ WORK_PREFIX = ".new-"
 def make_template(
     root: str,
     shape: Shape,
-    boot: tuple[str, str, str],
+    variants: Variants,
+    boot: Boot,
     report: Callable[[str], None] = lambda text: None,
 ) -> Template:
-    """Boot a VM of *shape* from *boot* (kernel, initramfs, cmdline) and save it.
+    """Boot a VM of *shape* from what *boot* tells (kernel, initramfs, cmdline), and save it.
 
-    Two makers of one shape wait for each other, and the second finds the first one's work.
-    Raises BootError when the guest does not come up, ClocheError when it cannot be saved.
+    The shape gets the variant that works. Two makers of one shape wait for each other, and the
+    second finds the first one's work. Raises BootError when the guest does not come up,
+    ClocheError when it cannot be saved.
     """
     with alone_in(root):
+        variants.load()
+        shape.variant = variants.best
         existing = load_template(root, shape)
         if existing is not None:
             return existing
         check_space(root, shape)
-        _make_with_best_cpu(root, shape, boot, report)
+        try_in_order(shape, variants, lambda: _make(root, shape, boot, report), report)
     made = load_template(root, shape)
     if made is None:
         raise ClocheError(f"template {shape.directory_name()}: cannot be read back")
@@ -69,26 +73,16 @@ def alone_in(root: str, *, wait: bool = True) -> Iterator[None]:
         os.close(lock)
 
 
-def _make_with_best_cpu(
-    root: str, shape: Shape, boot: tuple[str, str, str], report: Callable[[str], None]
-) -> None:
-    """Boot with the fastest CPU model; one that does not come up gives way to the next."""
-    models = cpu_models(shape.accel)
-    for cpu in models:
-        last = cpu == models[-1]
-        directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
-        try:
-            timeout = BOOT_TIMEOUT_S if last else FAST_BOOT_TIMEOUT_S
-            _boot_and_save(directory, shape, boot, cpu, timeout, report)
-            target = os.path.join(root, shape.directory_name())
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(directory, target)
-            return
-        except BaseException as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            if last or not isinstance(error, BootError):
-                raise
-            report(f"CPU model {cpu} does not boot with this QEMU, trying {models[-1]}")
+def _make(root: str, shape: Shape, boot: Boot, report: Callable[[str], None]) -> None:
+    directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
+    try:
+        _boot_and_save(directory, shape, boot(), report)
+        target = os.path.join(root, shape.directory_name())
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(directory, target)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def remove_unused(root: str, guest_keys: Collection[str], qemu: str) -> list[str]:
@@ -140,8 +134,6 @@ def _boot_and_save(
     directory: str,
     shape: Shape,
     boot: tuple[str, str, str],
-    cpu: str,
-    timeout: float,
     report: Callable[[str], None],
 ) -> None:
     memory = os.path.join(directory, "memory")
@@ -153,9 +145,8 @@ def _boot_and_save(
     loop = Loop()
     vm = Vm(loop, directory)
     try:
-        vm.launch(shape, cpu=cpu, share=share, boot=boot, memory_file=memory)
-        report("booting the guest kernel")
-        wait(loop, vm, vm.ready, timeout)
+        vm.launch(shape, share=share, boot=boot, memory_file=memory)
+        wait_for_boot(vm)
         report("saving the VM")
         state = save(loop, vm, os.path.join(directory, "save.sock"))
     finally:
@@ -169,7 +160,6 @@ def _boot_and_save(
     console = vm.console.decode(errors="replace")
     manifest = {
         "identity": shape.identity(),
-        "cpu": cpu,
         "device_crc32": zlib.crc32(state),
         "console": console,
     }

@@ -67,7 +67,6 @@ class Vm:
         self,
         shape: Shape,
         *,
-        cpu: str,
         share: str,
         taps: Sequence[int] = (),
         user_network: bool = False,
@@ -90,9 +89,8 @@ class Vm:
         argv = qemu_argv(
             Machine(
                 qemu=shape.qemu,
-                machine=shape.machine,
+                variant=shape.variant,
                 accel=shape.accel,
-                cpu=cpu,
                 cpus=shape.cpus,
                 memory=shape.memory,
                 agent_fd=AGENT_FD,
@@ -360,7 +358,9 @@ class Vm:
     def _end(self, status: int) -> ClocheError:
         """What an end of QEMU that nobody waited for means."""
         if status != NOT_STARTED:
-            return self.failure(f"QEMU ended with {_describe(status)}")
+            failure = self.failure(f"QEMU ended with {_describe(status)}")
+            failure.blames_machine &= status != -9  # that was somebody's will
+            return failure
         lines = (read_text(self.log) or "").strip().splitlines()
         return LaunchError(f"VM: QEMU was not executed: {lines[-1] if lines else '(silent)'}")
 
@@ -369,10 +369,12 @@ class Vm:
         console = self.console.decode(errors="replace").replace("\r", "")
         milestones = [line for line in console.splitlines() if line.startswith(MILESTONE)]
         last = milestones[-1].removeprefix(MILESTONE) if milestones else "none"
-        return BootError(
+        failure = BootError(
             f"VM: {self.step}: {cause}; last boot milestone: {last}; {self._last_words()}",
             hint="`cloche setup --check` tells whether kernel and template fit",
         )
+        failure.blames_machine = self.is_booting and not milestones
+        return failure
 
     def death(self) -> ClocheError:
         """Why a VM that was up has ended, with nobody here having asked for it."""

@@ -14,7 +14,7 @@ import pytest
 
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
-from cloche.heart.machine import boot_of, choose_shape, find_guest
+from cloche.heart.machine import boot_of, choose_shape, find_guest, find_variants
 from cloche.model.config import load_settings
 from cloche.vmm.template_maker import make_template
 from cloche.vmm.vm import Vm
@@ -78,16 +78,17 @@ def test_two_vcpus(setup_output: str, tmp_path: Path) -> None:
     # The command line gives no VM more processors than the machine has, and this one has one.
     settings = load_settings()
     guest = find_guest(settings)
-    shape = choose_shape(settings, guest, MEMORY_LIMIT, None)
+    variants = find_variants(settings)
+    shape = choose_shape(variants, guest, MEMORY_LIMIT, None)
     shape.cpus = 2
-    template = make_template(str(tmp_path / "templates"), shape, boot_of(guest, shape))
+    root = str(tmp_path / "templates")
+    template = make_template(root, shape, variants, lambda: boot_of(guest, shape))
     share = tmp_path / "share"
     share.mkdir()
     loop = Loop()
     vm = Vm(loop, str(tmp_path))
     vm.launch(
         shape,
-        cpu=template.cpu,
         share=str(share),
         memory_file=template.memory_file,
         state=template.state,
