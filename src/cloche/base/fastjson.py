@@ -33,8 +33,9 @@ def loads(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     text = text.strip(" \t\r\n")
     try:
         value, end = make_scanner(_Rules)(text, 0)  # type: ignore[arg-type]
-    except (StopIteration, SystemError):
-        # SystemError: the scanner finds its exception class only where json is imported.
+    except (StopIteration, SystemError, ValueError):
+        # Before Python 3.13 it finds its exception class only where json is imported, and raises
+        # SystemError else; 3.13 imports it. It is one and the same error in all cases.
         raise ValueError("not JSON") from None
     except RecursionError:
         raise ValueError("JSON nested too deeply") from None
