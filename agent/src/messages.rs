@@ -50,6 +50,7 @@ structures! {
         read_only_paths: Vec<&'a str>, propagation: u64, process: Process<'a>,
         start_hooks: Vec<Hook<'a>>, users: Maybe<Option<Users<'a>>>,
         time_offsets: Maybe<Option<&'a str>>, cgroup_owner: Maybe<Option<u32>>,
+        root_flags: Maybe<Option<u64>>,
     }
 
     Device<'a> {

@@ -124,8 +124,10 @@ pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
     for folder in &plan.folders.0 {
         folder_in_root(root, folder).step("mkdir", folder)?;
     }
-    let (target, made) =
-        target(root, plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
+    let (target, made) = match target(root, plan.target, plan.kind) {
+        Err(Errno::NOENT) if plan.kind == "skip" => return Ok(()),
+        result => result.map_err(|error| unfit(plan, error))?,
+    };
     let flags = plan.flags;
     if flags & u64::from(raw::MS_REMOUNT) != 0 {
         return remount(&target, plan).map_err(|error| failed(plan, error));

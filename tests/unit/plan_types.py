@@ -120,3 +120,4 @@ class Container(Struct, forbid_unknown_fields=True):
     users: Users | None = None
     time_offsets: str | None = None
     cgroup_owner: U32 | None = None
+    root_flags: U32 | None = None

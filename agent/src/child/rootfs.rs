@@ -49,6 +49,9 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
     mount::mount_bind_recursive(plan.root, plan.root).step("bind root", plan.root)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let root = files::open(plan.root, flags).step("open root", plan.root)?;
+    if let Some(flags) = plan.root_flags.0 {
+        mounts::set_flags(&root, flags).step("bind root", plan.root)?;
+    }
     for mount in &plan.mounts {
         match stock.take(mount) {
             Some(tree) => mounts::attach_ready(&root, mount, tree)?,

@@ -120,6 +120,8 @@ def compile_container(
         **namespace_plan(config),
         **cgroup_owner(config),
     }
+    if found.root_flags:
+        plan["root_flags"] = found.root_flags
     seccomp_notes = list(seccomp.warnings) if seccomp else []
     notes = bind_warnings(found.binds) + device_notes + seccomp_notes
     return plan, config_warnings(config) + notes

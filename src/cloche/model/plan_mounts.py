@@ -12,6 +12,14 @@ from msgspec import Struct
 from cloche.model.disks import source_number
 from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
 from cloche.model.problems import quoted, refuse
+from cloche.model.source_flags import (
+    Below,
+    bind_flags,
+    flags_at,
+    mounts_below,
+    read_mounts,
+    uncovered,
+)
 from cloche.model.validate_mounts import is_bind, mapped_ids
 
 if TYPE_CHECKING:
@@ -36,6 +44,8 @@ class Bind(Struct, frozen=True):
     # Users and groups: (id in the file system, id as seen, how many); None: as they are.
     ids: Ids | None = None
     ids_recursive: bool = False  # also in the mounts below the source
+    flags: int = 0  # MS_*, of the mount that the source lies on
+    below: list[Below] = []  # mounts below the source
 
     @property
     def is_dir(self) -> bool:
@@ -49,6 +59,7 @@ class Shm(Struct, frozen=True):
     index: int  # in config.mounts
     source: str  # what containers that share it have in common
     size: int  # bytes; 0: no limit
+    flags: int = 0  # MS_*, of the mount there
 
 
 class Sources(Struct, frozen=True):
@@ -56,6 +67,7 @@ class Sources(Struct, frozen=True):
 
     binds: list[Bind]
     shm: list[Shm]
+    root_flags: int = 0  # MS_*, of the mount that the container's root lies on
 
 
 class Layout(Struct, frozen=True):
@@ -73,6 +85,7 @@ def host_binds(config: Config, bundle: str) -> list[Bind]:
     Shared memory is left out: see is_guest_shm. ConfigError names a source that is missing.
     """
     binds = []
+    mounts = b""
     for index, mount in enumerate(config.mounts):
         if mount.type == "overlay" and not is_bind(mount):
             # Its layers are the host's folders, and 9p is no upper layer: it is mounted there.
@@ -83,13 +96,19 @@ def host_binds(config: Config, bundle: str) -> list[Bind]:
         source = os.path.normpath(os.path.join(bundle, mount.source))
         try:
             mode = os.stat(source).st_mode
+            flags = flags_at(source)
         except (OSError, ValueError) as error:  # ValueError: a name that no path can be
             why = error.strerror if isinstance(error, OSError) else str(error)
             refuse(f"$.mounts[{index}].source", f"{quoted(source)}: {why}")
         ids = mapped_ids(mount, config.linux)
         recursive = mount.type == "rbind" or bool(parse_options(mount.options).flags & MS_REC)
         is_deep = "ridmap" in mount.options
-        binds.append(Bind(index, source, mode, recursive, ids=ids, ids_recursive=is_deep))
+        below = []
+        if recursive and stat.S_ISDIR(mode):
+            mounts = mounts or read_mounts()
+            below = mounts_below(source, mounts)
+        bind = Bind(index, source, mode, recursive, "", ids, is_deep, flags, below)
+        binds.append(bind)
     return binds
 
 
@@ -109,11 +128,20 @@ def host_sources(config: Config, bundle: str) -> Sources:
     binds = host_binds(config, bundle)
     found = {bind.index for bind in binds}
     shm = [
-        Shm(index, mount.source, _size_of(mount.source))
+        Shm(index, mount.source, _size_of(mount.source), flags_at(mount.source))
         for index, mount in enumerate(config.mounts)
         if is_bind(mount) and index not in found
     ]
-    return Sources(binds, shm)
+    return Sources(binds, shm, _root_flags(config, bundle))
+
+
+def _root_flags(config: Config, bundle: str) -> int:
+    """As runc: a read-only root has that flag only. An image lies on no mount of the host's."""
+    root = os.path.join(bundle, config.root.path)
+    has_image = config.vm is not None and config.vm.image is not None
+    if config.root.readonly or has_image or not os.path.isdir(root):
+        return 0
+    return flags_at(root)
 
 
 def _size_of(source: str) -> int:
@@ -126,9 +154,10 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
     by_index = {bind.index: bind for bind in sources.binds}
     memory = {shm.index: shm for shm in sources.shm}
     plan = []
+    is_locked = any(namespace.type == "user" for namespace in config.linux.namespaces)
     for index, mount in enumerate(config.mounts):
         if index in by_index:
-            plan.append(_bind(mount, by_index[index], layout))
+            plan += _bind(mount, by_index[index], layout, is_locked=is_locked)
         elif index in memory:
             plan.append(_guest_shm(mount, memory[index], layout))
         else:
@@ -161,20 +190,34 @@ def shm_data(size: int) -> str:
 def _guest_shm(mount: Mount, shm: Shm, layout: Layout) -> dict[str, object]:
     """A tmpfs of the size of the one on the host, or the one that others have as well."""
     options = parse_options(mount.options)
+    flags = bind_flags(options.flags, shm.flags, is_locked=False)
     if folder := layout.shm(shm):
         plan = _mount(mount, folder, "bind", options)
-        return plan | {"flags": options.flags | MS_BIND, "data": ""}
+        return plan | {"flags": flags | MS_BIND, "data": ""}
     plan = _mount(mount, "shm", "tmpfs", options)
-    return plan | {"flags": options.flags & ~(MS_BIND | MS_REC), "data": shm_data(shm.size)}
+    return plan | {"flags": flags & ~(MS_BIND | MS_REC), "data": shm_data(shm.size)}
 
 
-def _bind(mount: Mount, bind: Bind, layout: Layout) -> dict[str, object]:
+def _bind(mount: Mount, bind: Bind, layout: Layout, *, is_locked: bool) -> list[dict[str, object]]:
+    """The bind, and what must have other flags below it: in the guest it is all one mount."""
     options = parse_options(mount.options)
-    flags = options.flags | MS_BIND
+    flags = bind_flags(options.flags, bind.flags, is_locked=is_locked) | MS_BIND
     if mount.type == "rbind" or bind.overlay:
         flags |= MS_REC
     plan = _mount(mount, layout.volume(bind.index), "bind", options)
-    return plan | {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}
+    plan |= {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}
+    below = uncovered(bind.below, flags) if bind.below else []
+    return [plan, *(_below(plan, each) for each in below)]
+
+
+def _below(plan: dict[str, object], each: Below) -> dict[str, object]:
+    """A mount of the host's inside the bind of *plan*; nothing where it cannot be seen there."""
+    return plan | {
+        "source": f"{plan['source']}/{each.path}",
+        "target": os.path.join(str(plan["target"]), each.path),
+        "flags": each.flags | MS_BIND,
+        "kind": "skip",
+    }
 
 
 def _filesystem(mount: Mount, layout: Layout) -> dict[str, object]:
