@@ -18,6 +18,10 @@ const LONGEST_COMMAND: usize = 1024;
 /// Bytes left for the rest of the reply.
 const RESERVE: usize = 256;
 
+/// Fields of /proc/<pid>/stat that are told as they are, by their numbers (proc(5)): pgrp, session,
+/// tty, tpgid, nice, threads, vsize, rss.
+const PLAIN: [usize; 8] = [5, 6, 7, 8, 19, 20, 23, 24];
+
 /// What is told about one process.
 struct Entry {
     pid: i32,
@@ -28,6 +32,9 @@ struct Entry {
     nspid: i32,
     start_ns: u64,
     cpu_ns: u64,
+    state: String,
+    /// Further fields of /proc/<pid>/stat, in the order of `PLAIN`.
+    plain: [i64; PLAIN.len()],
     command: String,
 }
 
@@ -68,16 +75,19 @@ fn describe(pid: i32) -> Result<Entry> {
     let (head, tail) = stat.rsplit_once(") ").unwrap_or(("", ""));
     let name = head.split_once('(').map_or("", |(_, name)| name);
     let fields: Vec<&str> = tail.split(' ').collect();
-    let field = |number: usize| fields.get(number - 3).and_then(|text| text.parse().ok());
-    let (user, system) = (field(14).unwrap_or(0), field(15).unwrap_or(0));
+    let text = |number: usize| fields.get(number - 3).copied().unwrap_or("");
+    let field = |number: usize| text(number).parse().ok();
+    let (user, system): (u64, u64) = (field(14).unwrap_or(0), field(15).unwrap_or(0));
     Ok(Entry {
         pid,
-        ppid: field(4).unwrap_or(0) as i32,
+        ppid: text(4).parse().unwrap_or(0),
         uid: owner.st_uid,
         gid: owner.st_gid,
         nspid: nspid.unwrap_or(pid),
         start_ns: field(22).unwrap_or(0) * TICK_NS,
         cpu_ns: (user + system) * TICK_NS,
+        state: text(3).into(),
+        plain: PLAIN.map(|number| text(number).parse().unwrap_or(0)),
         command: command(files::read_at(&folder, "cmdline")?, name),
     })
 }
@@ -101,7 +111,7 @@ impl Entry {
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let mut writer = Writer { out: &mut out };
-        writer.map(8);
+        writer.map(9);
         writer.str("pid");
         writer.int(self.pid.into());
         writer.str("ppid");
@@ -116,6 +126,10 @@ impl Entry {
         writer.uint(self.start_ns);
         writer.str("cpu_ns");
         writer.uint(self.cpu_ns);
+        writer.str("stat");
+        writer.array(1 + PLAIN.len());
+        writer.str(&self.state);
+        self.plain.into_iter().for_each(|value| writer.int(value));
         writer.str("command");
         writer.str(&self.command);
         out

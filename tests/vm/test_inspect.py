@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -59,16 +62,84 @@ def test_list_of_nothing(cloche: Runtime, runc: Runtime) -> None:
         assert cloche("list", *flags).output == runc("list", *flags).output
 
 
-def test_ps_shows_the_guests_processes(idle: Container) -> None:
-    cloche = idle.runtime
-    idle.exec_detached("sleep", "2345", user="1:1")
-    head, *lines = cloche("ps", idle.id).lines
-    assert [word for word in head.split() if word in ("UID", "PID", "PPID", "TIME", "CMD")] == [
-        *("UID", "PID", "PPID", "TIME", "CMD")
+HEAD = ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
+
+
+@pytest.mark.parametrize("name", ["cloche", "runc"])
+def test_ps(request: pytest.FixtureRequest, bundle: Bundle, name: str) -> None:
+    runtime: Runtime = request.getfixturevalue(name)
+    container = runtime.start(bundle.args("sleep", "1000"))
+    second = container.exec_detached("sleep", "2345", user="1:1")
+    head, *lines = [line.split(maxsplit=7) for line in runtime("ps", container.id).lines]
+    assert head == HEAD
+    assert [(line[0], line[7]) for line in lines] == [
+        *(("root", "sleep 1000"), ("daemon", "sleep 2345"))
     ]
-    commands = {line.split(maxsplit=4)[4]: line.split() for line in lines}
-    assert commands["sleep 1000"][0] == "0"
-    assert commands["sleep 2345"][0] == "1"
+    for _, pid, _, share, start, terminal, used, _ in lines:
+        assert (terminal, used[:6]) == ("?", "00:00:")
+        assert int(pid) > 1
+        assert int(share) < 100
+        assert re.fullmatch(r"\d\d:\d\d", start)
+    # Who does not reap it keeps runc's container from ending.
+    os.kill(second, signal.SIGKILL)
+    os.waitpid(second, 0)
+
+
+def test_ps_options_are_those_of_ps(cloche: Runtime, runc: Runtime, bundle: Bundle) -> None:
+    bundle.args("sleep", "1000")
+    containers = [runtime.start(bundle) for runtime in (cloche, runc)]
+    for options in (
+        ("-e", "-o", "pid=PID,user,group,args,comm,tty,nlwp"),
+        ("-ef",),
+        ("-eLf",),
+        ("-ejH",),
+    ):
+        # All but numbers, which differ, and with them the widths of columns.
+        ours, theirs = (
+            [
+                re.sub(r"[0-9.:]+", "0", line).split()
+                for line in box.runtime("ps", box.id, *options).lines
+            ]
+            for box in containers
+        )
+        assert ours == theirs, options
+
+
+def test_ps_shows_terminals(idle: Container) -> None:
+    with idle.runtime.terminal(
+        "exec", "--tty", idle.id, "sh", "-c", "echo up; sleep 7654; :"
+    ) as shown:
+        shown.expect("up")
+        lines = idle.runtime("ps", idle.id, "-o", "pid,tty,stat,args").lines
+        assert [line.split(maxsplit=3)[1:] for line in lines if "7654" in line] == [
+            ["pts/0", "Ss+", "sh -c echo up; sleep 7654; :"],
+            ["pts/0", "S+", "sleep 7654"],
+        ]
+
+
+@pytest.mark.parametrize("name", ["cloche", "runc"])
+@pytest.mark.parametrize(
+    "options", [("-e", "-o", "args"), ("-Z9", "--nothing"), ("-o",)], ids=" ".join
+)
+def test_ps_options_that_cannot_be(
+    request: pytest.FixtureRequest, bundle: Bundle, name: str, options: tuple[str, ...]
+) -> None:
+    runtime: Runtime = request.getfixturevalue(name)
+    container = runtime.start(bundle)
+    result = runtime("ps", container.id, *options, code=1)
+    no_pid = "couldn't find PID field in ps output"
+    assert (no_pid in result.stderr) == (options[-1] == "args"), result
+    assert name == "runc" or len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["cloche", "runc"])
+def test_ps_of_a_stopped_container(
+    request: pytest.FixtureRequest, bundle: Bundle, name: str
+) -> None:
+    runtime: Runtime = request.getfixturevalue(name)
+    container = runtime.start(bundle)
+    container.end()
+    assert [line.split() for line in runtime("ps", container.id).lines] == [HEAD]
 
 
 def test_ps_as_json_names_processes_of_the_host(idle: Container) -> None:

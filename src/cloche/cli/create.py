@@ -58,6 +58,7 @@ def _request(
         console_socket=flags.text("console-socket"),
         foreground=foreground,
         at_once=at_once,
+        debug=context.log.is_debugging,
     )
 
 
@@ -148,7 +149,17 @@ def _bring_up(context: Context, request: Request, verb: str, asked: Handles | No
         raise
     for warning in created.warnings:
         context.log.warning(warning)
+    if context.log.is_debugging:
+        _tell_story(context, created)
     return created
+
+
+def _tell_story(context: Context, created: Created) -> None:
+    """How the container was created."""
+    for line in (f"process {created.pid} stands for the container", *created.debug):
+        context.log.debug(line)
+    for name, at in phases(created).items():
+        context.log.debug(f"{name} after {at} ms")
 
 
 def _hand_over(context: Context, request: Request, asked: Handles, created: Created) -> None:
@@ -163,10 +174,15 @@ def _hand_over(context: Context, request: Request, asked: Handles, created: Crea
 
 
 def write_timings(context: Context, created: Created) -> None:
-    """The phases of the start, in ms since QEMU was asked for, to the file of --timings."""
+    """The phases of the start to the file of --timings."""
     if not context.timings:
         return
+    text = fastjson.pretty(phases(created))
+    write_atomically(context.timings, text.encode() + b"\n", 0o644)
+
+
+def phases(created: Created) -> dict[str, float]:
+    """When the phases of its start were reached, in ms since QEMU was asked for."""
     marks = created.timings
     first = marks[0][1] if marks else 0
-    phases = {name: round((at - first) / 1e6, 3) for name, at in marks}
-    write_atomically(context.timings, fastjson.pretty(phases).encode() + b"\n", 0o644)
+    return {name: round((at - first) / 1e6, 3) for name, at in marks}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError
+from cloche.base.text import printable
 from cloche.cli.create import run_attached
 from cloche.cli.lifecycle import remove
 from cloche.heart.launch import Request
@@ -51,7 +52,7 @@ class Wanted(NamedTuple):
     def report(self, text: str) -> None:
         """A line for who waits."""
         if not self.quiet:
-            os.write(2, f"cloche: {text}\n".encode())
+            os.write(2, f"cloche: {printable(text)}\n".encode())
 
 
 def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
@@ -77,6 +78,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
             ends_with_caller=True,
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
+            debug=context.log.is_debugging,
             keep=[held],
         )
         return run_attached(context, request)

@@ -192,6 +192,7 @@ class Wanted:
         )
         for warning in answer["warnings"]:
             self.log.warning(warning)
+        self.log.debug(f"process {os.getpid()} stands for process {answer['pid']} of the guest")
         try:
             self.handles.hand_over(os.getpid(), handles.EXEC)
         except ClocheError:  # nobody gets hold of it

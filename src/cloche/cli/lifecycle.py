@@ -145,6 +145,8 @@ def remove(root: str, container_id: str, *, force: bool, log: Log | None = None)
         )
     end_supervisor(state)
     clear(root, container_id, "/" + str(state.fields.get("cgroup", "")))
+    if log is not None:
+        log.debug(f"container {container_id}: was {status}, is removed")
     for problem in _run_poststop(state):
         if log is not None:
             log.warning(problem)

@@ -27,7 +27,7 @@ VERBS = {
     "run": ("create", "run", "create and start a container"),
     "state": ("inspect", "state", "print a container's state"),
     "list": ("inspect", "list_containers", "list containers"),
-    "ps": ("inspect", "processes", "list the processes in a container"),
+    "ps": ("processes", "processes", "list the processes in a container"),
     "exec": ("execute", "execute", "run another process in a container"),
     "kill": ("lifecycle", "kill", "signal a container"),
     "pause": ("lifecycle", "pause", "freeze a container"),
@@ -50,7 +50,7 @@ GLOBAL = (
     Flag("root", TEXT, f"folder of the containers' state ({DEFAULT_ROOT})"),
     Flag("log", TEXT, "file for errors and warnings"),
     Flag("log-format", TEXT, "text or json"),
-    Flag("debug", BOOL, "say more"),
+    Flag("debug", BOOL, "debug messages too"),
     Flag("criu", TEXT, "accepted for runc's callers; checkpoints are not possible yet"),
     Flag("systemd-cgroup", BOOL, "cgroupsPath is written slice:prefix:name"),
     Flag("rootless", TEXT, "accepted for runc's callers; only false and auto can be had"),
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ClocheError(
                 f"unknown command {verb!r}", hint="`cloche help` lists them", exit_code=NO_COMMAND
             )
+        log.debug(f"cloche {__version__}: {verb}, root {context.root}")
         return _load(verb)(context, rest)
     except ClocheError as error:
         log.error(str(error))

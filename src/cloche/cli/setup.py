@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cloche.base.errors import ClocheError
 from cloche.base.spawn import run
+from cloche.base.text import printable
 from cloche.guest import build
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import Guest, guest_for
@@ -258,7 +259,7 @@ class LineReport:
 
     def note(self, text: str) -> None:
         """Print the note."""
-        print(f"note: {text}", flush=True)
+        print(f"note: {printable(text)}", flush=True)
 
 
 class TerminalReport:
@@ -298,4 +299,4 @@ class TerminalReport:
 
     def note(self, text: str) -> None:
         """Print above the progress."""
-        self._progress.console.print(f"note: {text}", markup=False)
+        self._progress.console.print(f"note: {printable(text)}", markup=False)

@@ -31,10 +31,13 @@ if TYPE_CHECKING:
 class Created:
     """A container that waits for `start`."""
 
-    def __init__(self, pid: int, warnings: list[str], timings: list[tuple[str, int]]) -> None:
+    def __init__(
+        self, pid: int, warnings: list[str], timings: list[tuple[str, int]], debug: list[str]
+    ) -> None:
         self.pid = pid
         self.warnings = warnings
         self.timings = timings
+        self.debug = debug
 
 
 def bring_up(request: Request, meanwhile: Callable[[], object] = lambda: None) -> Created:
@@ -92,7 +95,8 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             channel.close()
             if request.interrupted and not message["interrupted"]:
                 request.early_signals.append(SIGINT)  # sent to us alone, not by a terminal
-            return Created(pid, warnings + message["warnings"], message["timings"])
+            warnings += message["warnings"]
+            return Created(pid, warnings, message["timings"], message["debug"])
 
 
 def _join_cgroup(request: Request, pids: list[int]) -> bool:

@@ -47,6 +47,7 @@ class Request:
     *foreground*: the caller follows it to its end; *ends_with_caller*: it is killed if the caller
     is. *at_once*: it is started as soon as it is created. *image* is an erofs image that goes to
     a block slot as its root. *keep* are descriptors that the supervisor is to hold.
+    *debug*: it tells how it was started.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Request:
         at_once: bool = False,
         ends_with_caller: bool = False,
         keep: Sequence[int] = (),
+        debug: bool = False,
     ) -> None:
         self.root = root
         self.id = check_id(container_id)
@@ -75,6 +77,7 @@ class Request:
         self.user_network = user_network
         self.at_once = at_once
         self.ends_with_caller = ends_with_caller
+        self.debug = debug
         # All that the supervisor has of its caller's descriptors, beside stdio.
         self.kept = [*keep]
         # Signals that arrived before the program ran, for whoever follows it.

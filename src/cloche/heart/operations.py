@@ -123,12 +123,14 @@ async def resume(connection: Connection, request: dict[str, Any], fds: list[int]
 async def processes(
     connection: Connection, request: dict[str, Any], fds: list[int]
 ) -> list[dict[str, Any]]:
-    """The container's processes as the guest sees them."""
+    """The container's processes as the guest sees them, and when each has started (s, epoch)."""
+    from cloche.heart.listing import processes
+    from cloche.host.proc_view import guest_boot
+
     container = _container(connection, request)
-    found: list[dict[str, Any]] = await connection.sandbox.agent.call(
-        "processes", {"id": container.id}
-    )
-    return found
+    found = await processes(container)
+    boot = guest_boot(*connection.sandbox.greeted())()
+    return [{**process, "started": boot + process["start_ns"] / 1e9} for process in found]
 
 
 async def update(connection: Connection, request: dict[str, Any], fds: list[int]) -> list[str]:

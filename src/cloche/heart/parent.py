@@ -49,11 +49,16 @@ class Parent:
         self._send({"event": "relaunched", "vm_pid": vm_pid})
 
     def created(
-        self, warnings: list[str], marks: list[tuple[str, int]], *, interrupted: bool
+        self,
+        warnings: list[str],
+        marks: list[tuple[str, int]],
+        *,
+        interrupted: bool,
+        debug: list[str],
     ) -> None:
         """The container exists; `create` may return. *interrupted*: SIGINT was heard here."""
         self._is_created = True
-        message = {"event": "created", "warnings": warnings, "timings": marks}
+        message = {"event": "created", "warnings": warnings, "timings": marks, "debug": debug}
         self._send({**message, "interrupted": interrupted})
 
     def _send(self, message: dict[str, Any]) -> None:

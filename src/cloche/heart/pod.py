@@ -115,6 +115,7 @@ def _stand_in(request: Request, owner: State, joins: dict[str, str], channel_fd:
                 "warnings": answer["warnings"],
                 "timings": request.timings.marks,
                 "interrupted": False,
+                "debug": [],
             }
         )
     except (ClocheError, OSError) as error:

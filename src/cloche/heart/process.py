@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cloche.base.loop import Future
+from cloche.base.text import printable
 from cloche.heart.streams import is_null, is_same
 from cloche.heart.terminal import window_size
 
@@ -112,6 +113,7 @@ class GuestProcess:
 
     def complain(self, text: str) -> None:
         """Add a line of ours to its last output stream."""
+        text = printable(text)
         # A terminal in raw mode takes a line feed for just that.
         is_raw = self.terminal and not self._is_ours
         self._outputs[-1].add(f"\r{text}\r\n" if is_raw else f"{text}\n")

@@ -101,7 +101,10 @@ class Sandbox:
         container.save(RUNNING if self.request.at_once else CREATED)
         os.chdir("/")  # the caller's file system need not stay mounted for us
         self.parent.created(
-            self.warnings, self.request.timings.marks, interrupted=self._interrupted
+            self.warnings,
+            self.request.timings.marks,
+            interrupted=self._interrupted,
+            debug=self._story() if self.request.debug else [],
         )
         if view is not None:
             self._furnish(view, container)
@@ -111,6 +114,11 @@ class Sandbox:
         code = int(await container.init.exited)
         await self._shut_down(container)
         return code
+
+    def _story(self) -> list[str]:
+        """How the VM was started, for --debug."""
+        size = f"{self.cpus} vCPU, {self.memory_mib} MiB"
+        return [f"VM: {size}: QEMU is process {self.vm.pid}: {' '.join(self.vm.argv)}"]
 
     def _furnish(self, view: View, container: Container) -> None:
         """Show mounts and processes to those who enter our mount namespace, as engines do."""

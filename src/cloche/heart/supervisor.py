@@ -13,6 +13,7 @@ from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
 from cloche.base.loop import Loop
 from cloche.base.quick import import_msgspec, suppress
+from cloche.base.text import printable
 from cloche.heart.launch import HOST_NETWORK, NEW_NETWORK, Channel, Request
 from cloche.heart.machine import start_machine
 from cloche.host.share import Share
@@ -110,4 +111,4 @@ def _log_traceback(request: Request) -> None:
         traceback.print_exc(file=file)
     text = read_text(os.path.join(request.directory, "traceback.log"))
     if text and os.environ.get("CLOCHE_DEBUG"):
-        os.write(2, text.encode())
+        os.write(2, "".join(f"{printable(line)}\n" for line in text.splitlines()).encode())

@@ -52,6 +52,8 @@ def show_guest(container: Container) -> ShowProcesses:
     sandbox = container.sandbox
 
     def ask() -> Future:
-        return sandbox.agent.call("processes", {"id": container.id})
+        from cloche.heart.listing import processes
+
+        return sandbox.loop.start(processes(container))
 
     return lambda folder: ProcView(sandbox.loop, folder, ask, guest_boot(*sandbox.greeted()))

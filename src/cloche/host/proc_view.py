@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cloche.base import syscalls
 from cloche.base.loop import READ
 from cloche.base.quick import suppress
+from cloche.host.proc_files import files_of, host_boot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 # A guest that does not answer must not hold up whoever looks.
 TIMEOUT_S = 3.0
-TICKS_PER_SECOND = 100  # USER_HZ, for every program
 SIZE = "16m"  # more than the files of as many processes as a guest's answer has room for
 NOSUID, NODEV, NOEXEC = 2, 4, 8  # MOUNT_ATTR_*
 _EVENT = struct.Struct("=IBBHQii")  # struct fanotify_event_metadata
@@ -39,7 +39,7 @@ _ODD = (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError)
 class ProcView:
     """A folder that shows processes, those of the moment in which it is opened.
 
-    *processes* asks the guest (the agent's `processes`), *boot* is when it was booted (s since the
+    *processes* asks the guest (cloche.heart.listing), *boot* is when it was booted (s since the
     epoch). OSError where the kernel has no fanotify with permissions.
     """
 
@@ -58,7 +58,7 @@ class ProcView:
         # Two mounts of it: we write through the one that is nowhere, which nobody waits on.
         path = f"/proc/self/fd/{outside}"
         self._files = f"/proc/self/fd/{syscalls.open_tree(path, recursive=False)}"
-        self._write("stat", f"btime {_host_boot()}\n")
+        self._write("stat", f"btime {host_boot()}\n")
         self._inode = os.fstat(outside).st_ino
         self._queue = syscalls.fanotify_opens(path)
         os.close(outside)
@@ -102,33 +102,25 @@ class ProcView:
             os.close(fd)
 
     def _show(self, processes: list[dict[str, Any]]) -> None:
-        inside = {int(process["pid"]): int(process["nspid"]) for process in processes}
+        inside = {process["pid"]: process["nspid"] for process in processes}
         pids = {str(pid) for pid in inside.values()}
         for gone in self._shown - pids:
             import shutil  # 5 ms, which no start has to wait for
 
             shutil.rmtree(f"{self._files}/{gone}", ignore_errors=True)
         self._shown = pids
-        shift = self._boot() - _host_boot()
+        shift = self._boot() - host_boot()
         for process in processes:
-            self._show_one(process, inside.get(int(process["ppid"]), 0), shift)
+            self._show_one(process, inside, shift)
 
-    def _show_one(self, process: dict[str, Any], parent: int, shift: float) -> None:
-        pid, command = int(process["nspid"]), str(process["command"])
-        uid, gid = int(process["uid"]), int(process["gid"])
-        name = os.path.basename(command.split(" ")[0])[:15] or "?"
-        start = int((process["start_ns"] / 1e9 + shift) * TICKS_PER_SECOND)
-        ticks = int(process["cpu_ns"]) * TICKS_PER_SECOND // 10**9
-        # proc(5): ppid is field 4, utime 14, starttime 22; what the guest did not tell is 0.
-        fields = [0] * 52
-        fields[0], fields[3], fields[13], fields[21] = pid, parent, ticks, max(0, start)
-        stat = f"{pid} ({name}) S " + " ".join(map(str, fields[3:]))
-        ids = "Uid:" + f"\t{uid}" * 4 + "\nGid:" + f"\t{gid}" * 4 + "\n"
-        self._write(f"{pid}/stat", stat + "\n")
-        self._write(
-            f"{pid}/status", f"Name:\t{name}\nState:\tS\nPid:\t{pid}\nPPid:\t{parent}\n{ids}"
-        )
-        self._write(f"{pid}/cmdline", command.replace(" ", "\0") + "\0")
+    def _show_one(self, process: dict[str, Any], inside: dict[int, int], shift: float) -> None:
+        pid = inside[process["pid"]]
+        relatives = {
+            name: inside.get(process[name], 0) for name in ("ppid", "pgrp", "session", "tpgid")
+        }
+        files = files_of(process, pid, relatives, process["start_ns"] / 1e9 + shift)
+        for name, text in files.items():
+            self._write(f"{pid}/{name}", text)
         self._write(f"{pid}/attr/current", "")
         if not os.path.lexists(link := f"{self._files}/{pid}/ns/pid"):
             os.makedirs(os.path.dirname(link), exist_ok=True)
@@ -139,12 +131,6 @@ class ProcView:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
-
-
-def _host_boot() -> int:
-    """When the host was booted, in whole s since the epoch, as /proc/stat tells it."""
-    with open("/proc/stat", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("btime"))
 
 
 def guest_boot(boot_ns: int, at: float) -> Callable[[], float]:

@@ -43,6 +43,7 @@ class Vm:
         self.loop = loop
         self.log = os.path.join(directory, "qemu.log")
         self.pid = 0
+        self.argv: list[str] = []
         self.exited = Future()
         self.ready = Future()
         self.running = Future()
@@ -86,7 +87,7 @@ class Vm:
         """
         ends = self._connect()
         kernel, initramfs, cmdline = boot or ("", "", "")
-        argv = qemu_argv(
+        argv = self.argv = qemu_argv(
             Machine(
                 qemu=shape.qemu,
                 variant=shape.variant,
@@ -157,7 +158,7 @@ class Vm:
             held += [os.dup(tap) for tap in taps]
             number = str(FIRST_FD + len(ends) + len(fds) - 1)
             # The rest is for those who look at ps(1).
-            argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
+            argv = self.argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
             fds = [*(end.fileno() for end in ends), *fds]
             self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
             self._watch(ends)
