@@ -6,8 +6,10 @@ use alloc::vec::Vec;
 pub const HEADER: usize = 8;
 /// Most bytes that one DATA frame carries.
 pub const MAX_DATA: usize = 65_536;
-/// Most bytes of a request from the host.
-pub const MAX_REQUEST: usize = 1 << 20;
+/// Most bytes of a request from the host: the 6 MiB that execve(2) takes at most, and the rest.
+pub const MAX_REQUEST: usize = 8 << 20;
+/// A buffer that has grown beyond that is not kept.
+const KEPT: usize = 1 << 18;
 /// The stream of requests, replies and events.
 pub const CONTROL: u32 = 0;
 
@@ -76,6 +78,9 @@ impl Decoder {
     pub fn space(&mut self, size: usize) -> &mut [u8] {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            if self.buffer.len() > KEPT {
+                self.buffer = Vec::new();
+            }
         } else if self.start > 0 && self.buffer.len() - self.end < size {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -179,18 +184,34 @@ mod tests {
     #[test]
     fn lengths_and_streams_are_bounded_by_kind() {
         let bad: [[u8; 8]; 6] = [
-            [1, 0, 0, 0, 0, 1, 0, 1],  // DATA of 65537
-            [0, 0, 0, 0, 0, 1, 0, 0],  // DATA on the control stream
-            [1, 0, 0, 0, 1, 3, 0, 0],  // CREDIT of 3 bytes
-            [1, 0, 0, 0, 2, 1, 0, 0],  // EOF with payload
-            [0, 0, 0, 0, 3, 1, 0, 16], // REQUEST above 1 MiB
-            [0, 0, 0, 0, 9, 0, 0, 0],  // no such kind
+            [1, 0, 0, 0, 0, 1, 0, 1],   // DATA of 65537
+            [0, 0, 0, 0, 0, 1, 0, 0],   // DATA on the control stream
+            [1, 0, 0, 0, 1, 3, 0, 0],   // CREDIT of 3 bytes
+            [1, 0, 0, 0, 2, 1, 0, 0],   // EOF with payload
+            [0, 0, 0, 0, 3, 1, 0, 128], // REQUEST above 8 MiB
+            [0, 0, 0, 0, 9, 0, 0, 0],   // no such kind
         ];
         for header in bad {
             let mut decoder = Decoder::default();
             feed(&mut decoder, &header);
             assert!(decoder.next_frame().is_err(), "{header:?}");
         }
+    }
+
+    #[test]
+    fn the_buffer_of_a_long_request_is_given_back() {
+        let mut decoder = Decoder::default();
+        let mut wire = Vec::new();
+        let at = begin(&mut wire, CONTROL, Kind::Request);
+        wire.resize(HEADER + MAX_REQUEST, 7);
+        finish(&mut wire, at);
+        for piece in wire.chunks(4096) {
+            assert_eq!(decoder.next_frame().unwrap(), None);
+            feed(&mut decoder, piece);
+        }
+        assert_eq!(decoder.next_frame().unwrap().unwrap().payload.len(), MAX_REQUEST);
+        feed(&mut decoder, &wire[..5]);
+        assert!(decoder.buffer.capacity() < KEPT);
     }
 
     #[test]

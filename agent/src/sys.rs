@@ -5,7 +5,6 @@ use core::ffi::CStr;
 use core::mem::{size_of, MaybeUninit};
 use core::ptr;
 
-use alloc::ffi::CString;
 use alloc::vec::Vec;
 use linux_raw_sys::general as raw;
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -109,18 +108,27 @@ pub fn power_off() -> ! {
 
 /// Strings and the array of pointers to them that execve(2) wants.
 pub struct Vector {
-    _strings: Vec<CString>,
+    _strings: Vec<u8>,
     pointers: Vec<*const u8>,
 }
 
 impl Vector {
-    pub fn new<'a>(strings: impl Iterator<Item = &'a str>) -> Vector {
-        // The protocol's strings hold no NUL (`messages` checks that): none is lost here.
-        let strings: Vec<CString> = strings.filter_map(|text| CString::new(text).ok()).collect();
-        let mut pointers: Vec<*const u8> =
-            strings.iter().map(|text| text.as_ptr().cast()).collect();
+    /// The protocol's strings hold no NUL (`messages` checks that). All are kept in one piece:
+    /// there may be hundreds of thousands.
+    pub fn new<'a>(strings: impl Iterator<Item = &'a str> + Clone) -> Vector {
+        let mut bytes = Vec::with_capacity(strings.clone().map(|text| text.len() + 1).sum());
+        for text in strings.clone() {
+            bytes.extend_from_slice(text.as_bytes());
+            bytes.push(0);
+        }
+        let mut next = bytes.as_ptr();
+        let mut pointers = Vec::with_capacity(strings.clone().count() + 1);
+        for text in strings {
+            pointers.push(next);
+            next = next.wrapping_add(text.len() + 1);
+        }
         pointers.push(ptr::null());
-        Vector { _strings: strings, pointers }
+        Vector { _strings: bytes, pointers }
     }
 }
 

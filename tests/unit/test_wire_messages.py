@@ -130,7 +130,7 @@ def test_requests_are_numbered_and_bounded() -> None:
     protocol = Protocol()
     assert [protocol.request("sync", {})[0] for _ in range(3)] == [1, 2, 3]
     with pytest.raises(GuestError, match=r"create: request of \d+ bytes is too long"):
-        protocol.request("create", {"id": "x" * (1 << 20)})
+        protocol.request("create", {"id": "x" * frames.MAX_REQUEST})
 
 
 def test_an_error_of_the_agent_in_words() -> None:

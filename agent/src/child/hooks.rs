@@ -9,6 +9,7 @@ use cloche_agent::messages::{Hook, Process};
 use linux_raw_sys::general as raw;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::OwnedFd;
+use rustix::fs::{self, MemfdFlags, SeekFrom};
 use rustix::io;
 use rustix::pipe::{pipe_with, PipeFlags};
 
@@ -25,15 +26,12 @@ pub fn run(hooks: &[Hook], process: &Process, program: &Program) -> Outcome<()> 
 
 fn run_one(hook: &Hook, process: &Process, program: &Program) -> Outcome<()> {
     const STEP: &str = "startContainer hook";
-    let (input, feed) = pipe_with(PipeFlags::CLOEXEC).step(STEP, hook.path)?;
+    let input = state(hook.stdin).step(STEP, hook.path)?;
     let (pid, pidfd) = match sys::fork(0, None).step(STEP, hook.path)? {
         Fork::Child => become_hook(hook, input, process, program),
         Fork::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(input);
-    // The state fits into the pipe; a hook that does not read it is no failure.
-    let _ = io::write(&feed, hook.stdin);
-    drop(feed);
     let in_time = finished(&pidfd, hook.timeout);
     if !in_time {
         let _ = sys::signal(&pidfd, raw::SIGKILL as i32);
@@ -44,6 +42,22 @@ fn run_one(hook: &Hook, process: &Process, program: &Program) -> Outcome<()> {
     }
     let why = if in_time { format!("wait status {status:#x}") } else { "timed out".into() };
     Err(Failure::worded(STEP, hook.path, errno::EINVAL, format!("{STEP} {}: {why}", hook.path)))
+}
+
+/// What a hook finds on its stdin: a pipe that holds it all, or a file, since a hook that reads
+/// nothing is no failure and holds nobody up.
+fn state(text: &[u8]) -> sys::Result<OwnedFd> {
+    // What any pipe holds, however many its user has.
+    const PIPE: usize = 4096;
+    if text.len() <= PIPE {
+        let (input, feed) = pipe_with(PipeFlags::CLOEXEC)?;
+        sys::write_all(&feed, text)?;
+        return Ok(input);
+    }
+    let file = fs::memfd_create("state", MemfdFlags::CLOEXEC)?;
+    sys::write_all(&file, text)?;
+    fs::seek(&file, SeekFrom::Start(0))?;
+    Ok(file)
 }
 
 fn finished(pidfd: &OwnedFd, seconds: Option<u32>) -> bool {

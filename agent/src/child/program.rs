@@ -61,7 +61,7 @@ pub fn find(process: &Process, home: Option<String>) -> Outcome<Program> {
 fn with_home<'a>(
     environment: &'a [&'a str],
     home: Option<&'a str>,
-) -> (impl Iterator<Item = &'a str>, Option<&'a str>) {
+) -> (impl Iterator<Item = &'a str> + Clone, Option<&'a str>) {
     let is_home = |entry: &str| entry.starts_with("HOME=");
     let last = home.filter(|_| !environment.iter().copied().any(is_home));
     let entries = environment.iter().map(move |entry| match home {

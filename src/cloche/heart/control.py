@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cloche.heart.process import GuestProcess
     from cloche.heart.sandbox import Sandbox
 
-MAX_LINE = 4 << 20
+# The 6 MiB that a process of an exec takes at most, each byte escaped.
+MAX_LINE = 40 << 20
 MAX_FDS = 250  # SCM_MAX_FD is 253; a container that joins hands over one per bind
 
 
@@ -64,7 +65,7 @@ class Connection:
         self.is_closed = False
         self._server = server
         self._socket = connection
-        self._buffer = b""
+        self._buffer = bytearray()
         self._unsent = b""
         self._fds: list[int] = []
         self._started = False
@@ -120,9 +121,10 @@ class Connection:
             self.close()
             return
         self._buffer += data
-        while b"\n" in self._buffer:
-            line, self._buffer = self._buffer.split(b"\n", 1)
-            self._on_line(line)
+        if b"\n" in data:
+            *lines, self._buffer = self._buffer.split(b"\n")
+            for line in lines:
+                self._on_line(bytes(line))
 
     def _on_line(self, line: bytes) -> None:
         try:

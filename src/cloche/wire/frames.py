@@ -18,7 +18,8 @@ EVENT = 5
 HEADER = Struct("<II")
 _LENGTHS = {CREDIT: 4, EOF: 0}
 MAX_PAYLOAD = 65536
-MAX_REQUEST = 1 << 20
+# What execve(2) takes at most, 6 MiB, and the rest of a container.
+MAX_REQUEST = 8 << 20
 WINDOW = 262144
 CREDIT_STEP = 65536
 

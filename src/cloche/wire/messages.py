@@ -68,6 +68,10 @@ def _failure_text(failure: AgentFailure) -> str:
     return f"{failure.step} {failure.object}: {cause}"
 
 
+class TooLongError(GuestError):
+    """A request that does not fit a frame."""
+
+
 class AgentError(GuestError):
     """A request that the agent refused at *step* on *object*; *errno* is Linux's, 0: none."""
 
@@ -90,7 +94,10 @@ class Protocol:
         self._last += 1
         payload = _encode([self._last, {op: fields}])
         if len(payload) > frames.MAX_REQUEST:
-            raise GuestError(f"{op}: request of {len(payload)} bytes is too long for the agent")
+            raise TooLongError(
+                f"{op}: request of {len(payload)} bytes is too long for the agent, "
+                f"which takes {frames.MAX_REQUEST}"
+            )
         return self._last, frames.encode(0, frames.REQUEST, payload)
 
     def skip(self, count: int) -> list[int]:
