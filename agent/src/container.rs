@@ -101,6 +101,12 @@ impl Container {
         }
     }
 
+    /// Whether any of its processes has been killed for want of memory.
+    pub fn is_starved(&mut self, out: &mut Vec<u8>) -> bool {
+        self.check_memory(out);
+        self.oom_kills > 0
+    }
+
     /// (has processes, is frozen) according to the kernel.
     pub fn state(&self) -> (bool, bool) {
         let text = match &self.cgroup_events {

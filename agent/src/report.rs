@@ -101,12 +101,24 @@ impl Agent {
                 }
             }
             Stage::Preparing(number) => {
-                let message = format!("process {} died while it was set up", process.pid);
-                let failure = Failure::worded("create", "", errno::ESRCH, message);
+                let failure = self.died_early(index);
                 self.abort(index, number, &failure);
             }
             Stage::Created | Stage::Running => {}
         }
+    }
+
+    /// Why a process ended before it was what was asked for. In runc's words where it had too little
+    /// memory.
+    fn died_early(&mut self, index: usize) -> Failure {
+        let (pid, key) = (self.processes[index].pid, self.processes[index].container);
+        let found = self.containers.iter_mut().find(|container| container.key == key);
+        if found.is_some_and(|container| container.is_starved(&mut self.port.out)) {
+            let message = "container init was OOM-killed (memory limit too low?)".into();
+            return Failure::worded("cgroup", "memory.max", errno::ENOMEM, message);
+        }
+        let message = format!("process {pid} died while it was set up");
+        Failure::worded("create", "", errno::ESRCH, message)
     }
 
     /// The child could not become what was asked for; `failure` are the bytes of the error.

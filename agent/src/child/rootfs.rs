@@ -52,11 +52,12 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
     if let Some(flags) = plan.root_flags.0 {
         mounts::set_flags(&root, flags).step("bind root", plan.root)?;
     }
-    for mount in &plan.mounts {
-        match stock.take(mount) {
-            Some(tree) => mounts::attach_ready(&root, mount, tree)?,
-            None => mounts::mount(&root, mount)?,
-        }
+    for (index, mount) in plan.mounts.iter().enumerate() {
+        let mounted = match stock.take(mount) {
+            Some(tree) => mounts::attach_ready(&root, mount, tree),
+            None => mounts::mount(&root, mount),
+        };
+        mounted.map_err(|failure| of_mount(failure, index))?;
     }
     match plan.users.0 {
         None => make_devices(&root, &plan.devices)?,
@@ -67,6 +68,13 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
     }
     mounts::folder_in_root(&root, plan.process.cwd).step("mkdir", plan.process.cwd)?;
     Ok(root)
+}
+
+/// `failure`, with the place of the mount in the plan as its object: of the config's mounts several
+/// may have the same target.
+#[cold]
+fn of_mount(failure: Failure, index: usize) -> Failure {
+    Failure { object: format!("mounts[{index}]"), ..failure }
 }
 
 /// What must come after everything else is in place, and pivot_root.

@@ -8,20 +8,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
-from cloche.base.errors import ClocheError, ConfigError, GuestError, StateError
+from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.heart.greeting import agent_mount
 from cloche.heart.news import OomNews
 from cloche.heart.process import SIGKILL, GuestProcess
 from cloche.heart.stdio import stdio_of
 from cloche.host.cgroup import apply, relative_path
-from cloche.model.cgroup import RESOURCES, field_of
+from cloche.model.cgroup import RESOURCES
 from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_sources
 from cloche.model.problems import refuse
 from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
 from cloche.vmm.argv import ROOT_SERIAL, disk_serial
-from cloche.wire.messages import AgentError
+from cloche.wire.messages import AgentError, TooLongError
 
 if TYPE_CHECKING:
     from cloche.base.loop import Future
@@ -120,12 +120,6 @@ class Container:
     def bound(self, settings: list[HostSetting], root: str) -> list[str]:
         """As bound_vm, of *settings* of resources at JSON path *root*."""
         return apply(self.host_cgroup, settings, root)
-
-    @staticmethod
-    def explained(error: AgentError, resources: Resources, path: str) -> GuestError:
-        """*error*, naming the field of *resources* (at JSON *path*) that the guest refused."""
-        field = field_of(error.object, resources) if error.step == "cgroup" else ""
-        return GuestError(f"{path}.{field}: {error.message}") if field else error
 
     @property
     def host_pid(self) -> int:
@@ -255,8 +249,11 @@ class Container:
             )
 
     def create(self) -> Future:
-        """Ask the guest to create it."""
-        future = self.sandbox.agent.call("create", self.plan)
+        """Ask the guest to create it; ConfigError where all of it is too much to be asked for."""
+        try:
+            future = self.sandbox.agent.call("create", self.plan)
+        except TooLongError as error:
+            raise ConfigError(f"{self.request.glance.path}: $: {error.message}") from None
         self.init.begin_input()
         return future
 

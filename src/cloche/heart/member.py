@@ -13,6 +13,7 @@ import msgspec
 
 from cloche.base.errors import ConfigError, StateError
 from cloche.base.loop import Future
+from cloche.heart.blame import explained
 from cloche.heart.container import Container
 from cloche.heart.launch import Request
 from cloche.heart.resources import memory_room
@@ -71,7 +72,7 @@ class Member(Container):
         try:
             reply: dict[str, Any] = await self.create()
         except AgentError as error:
-            raise self.explained(error, self.resources, RESOURCES) from None
+            raise explained(error, self.config) from None
         return reply
 
     def save(self, status: str) -> None:

@@ -7,9 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import StateError
+from cloche.heart.blame import explained, explained_exec
 from cloche.model.oci import load_process, load_resources
 from cloche.model.state import CREATED, PAUSED, RUNNING
-from cloche.wire.messages import AgentError
+from cloche.wire.messages import AgentError, TooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -38,10 +39,12 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
     container.set_status(RUNNING)
     try:
         await container.start()
-    except BaseException:
+    except BaseException as error:
         if container.state.fields["status"] == RUNNING:
             container.set_status(CREATED)
-        raise
+        if not isinstance(error, AgentError):
+            raise
+        raise explained(error, container.config) from None
 
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
@@ -80,21 +83,16 @@ async def execute(
     guest, plan, warnings = container.new_process(
         exec_id, process, tuple(fds), foreground=bool(request.get("foreground"))
     )
-    future = connection.sandbox.agent.call(
-        "exec",
-        {
-            "id": container.id,
-            "exec_id": exec_id,
-            "process": plan,
-            "cgroup": request.get("cgroup"),
-        },
-    )
-    guest.begin_input()
+    fields = {"id": container.id, "exec_id": exec_id, "process": plan}
     try:
+        future = connection.sandbox.agent.call("exec", {**fields, "cgroup": request.get("cgroup")})
+        guest.begin_input()
         reply = await future
-    except AgentError:
+    except (AgentError, TooLongError) as error:
         guest.abandon()
         container.processes.pop(exec_id, None)
+        if isinstance(error, AgentError):
+            raise explained_exec(error, process) from None
         raise
     guest.pid = int(reply["pid"])
     connection.process = guest

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import GuestError, StateError
+from cloche.heart.blame import explained_update
 from cloche.host.usage import vm_usage
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.host_cgroup import host_settings
@@ -48,7 +49,7 @@ async def update(container: Container, wanted: Resources) -> list[str]:
             await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
         except AgentError as error:
             await _take_back(container, after, before)
-            raise container.explained(error, after, "$") from None
+            raise explained_update(error, after, "$") from None
     container.resources = after
     return resource_warnings(wanted, "$") + warnings
 

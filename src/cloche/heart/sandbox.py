@@ -14,7 +14,6 @@ from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal, share_mount
 from cloche.heart.parent import Parent
 from cloche.host.share import GUEST_SHARE
-from cloche.model.cgroup import RESOURCES
 from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.wire.messages import AgentError
 
@@ -213,7 +212,9 @@ class Sandbox:
         try:
             await self._in_time(*steps)
         except AgentError as error:
-            raise container.explained(error, container.resources, RESOURCES) from None
+            from cloche.heart.blame import explained
+
+            raise explained(error, container.config) from None
         container.init.pid = int(created.value["pid"])
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
 
