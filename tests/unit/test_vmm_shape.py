@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from cloche.vmm.argv import TRANSLATION_CACHE, Machine, qemu_argv, variants
-from cloche.vmm.shape import HOST_OVERHEAD, MIB, cpu_count, host_limit, memory_step
+from cloche.vmm.shape import GUEST_OVERHEAD, HOST_OVERHEAD, MIB, cpu_count, host_limit, memory_step
 
 
 @pytest.mark.parametrize(
     ("limit", "memory"),
-    [(None, 2048), (1, 256), (160 * MIB, 256), (160 * MIB + 1, 512), (416 * MIB, 512)],
+    [
+        *[(None, 2048), (1, 256), (160 * MIB, 256), (160 * MIB + 1, 512), (416 * MIB, 512)],
+        # cgroup v1 says so where there is no limit.
+        *[((1 << 63) - 4096, 2048), ((1 << 63) - 1, 2048)],
+    ],
 )
 def test_memory_comes_in_steps_above_the_limit(limit: int | None, memory: int) -> None:
     assert memory_step(limit) == memory
+
+
+def test_a_vm_is_never_made_larger_than_its_host_needs() -> None:
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_step(1 << 50) == memory_step(host) < (host // MIB + GUEST_OVERHEAD) * 2
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ def bring_up(request: Request, meanwhile: Callable[[], object] = lambda: None) -
     In a VM of its own, or in that of the containers whose namespaces it joins. *meanwhile* is
     called once its supervisor is at work, for what else is to be prepared.
     """
+    cgroup.relative_path(request.glance.cgroups_path, request.id)  # what it can be no name of
     run: Callable[[Request, int], int] = supervise
     if request.glance.joins:
         from cloche.heart.pod import stand_in_for

@@ -12,6 +12,7 @@ from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
 from cloche.model.environment import hook_environment
 
+_MOST_MS = (1 << 31) - 1
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -36,7 +37,7 @@ def _is_hook(hook: dict[str, Any]) -> bool:
     return (
         all(isinstance(word, str) for word in words)
         and hook["path"].startswith("/")
-        and (timeout is None or (isinstance(timeout, int) and timeout > 0))
+        and (timeout is None or (isinstance(timeout, int) and 0 < timeout < 1 << 31))
     )
 
 
@@ -67,7 +68,7 @@ def run_hooks(
     The first that fails or takes too long raises ClocheError with its stderr.
     """
     for number, hook in enumerate(hooks.get(kind) or []):
-        _run_hook(f"hooks.{kind}[{number}]", hook, state, place)
+        _run_hook(f"$.hooks.{kind}[{number}]", hook, state, place)
 
 
 def run_all_hooks(
@@ -77,7 +78,7 @@ def run_all_hooks(
     problems = []
     for number, hook in enumerate(hooks.get(kind) or []):
         try:
-            _run_hook(f"hooks.{kind}[{number}]", hook, state, _HERE)
+            _run_hook(f"$.hooks.{kind}[{number}]", hook, state, _HERE)
         except (ClocheError, OSError) as error:
             problems.append(str(error))
     return problems
@@ -144,7 +145,8 @@ def _wait(pid: int, timeout: float | None) -> int | None:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         deadline = monotonic() + timeout
-        ended = poller.poll(max(0, (deadline - monotonic()) * 1000))
+        # More ms than poll(2) counts are weeks.
+        ended = poller.poll(min(max(0, (deadline - monotonic()) * 1000), _MOST_MS))
         os.close(pidfd)
         if not ended:
             os.kill(pid, 9)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 NEW_NETWORK = "new"
 HOST_NETWORK = "host"
+_MOST = (1 << 63) - 1
+_LONGEST_NAME = 4095
 
 
 class Timings:
@@ -120,7 +122,8 @@ class Request:
 class Glance:
     """The few values of config.json that QEMU's start depends on.
 
-    Anything odd is passed over: the strict parser finds it and says what is wrong.
+    They are used before the strict parser has read the file. So where anything about them is odd,
+    that parser is asked at once, and says what is wrong before there is anything to take back.
     """
 
     def __init__(self, path: str) -> None:
@@ -140,35 +143,31 @@ class Glance:
         self.oom_score_adj: int | None = None
         self.cgroups_path = ""
         # The `vm` section as it is in the file, and the bytes of memory that it asks for.
-        self.vm: object = None
+        self.vm: Any = None
         self.vm_memory: int | None = None
         self.root_readonly = False
         # Device number → whether it is only read (cloche.model.disks).
         self.disks: dict[tuple[int, int], bool] = {}
+        data = _read(path)
         try:
-            with open(path, "rb") as file:
-                config = fastjson.loads(file.read())
-            self._look(config)
-        except FileNotFoundError:
-            raise ConfigError(
-                f"{path}: JSON specification file config.json not found",
-                hint="`cloche spec` writes one; --bundle names the folder it is in",
-            ) from None
-        except OSError as error:
-            raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from None
+            self._look(fastjson.loads(data))
         except (ValueError, TypeError, AttributeError, KeyError):
-            return
+            _check(path)
+            raise ConfigError(f"{path}: $: not usable") from None
+        if b"\\u0000" in data:  # no name on the host may hold one
+            _check(path)
 
     def _look(self, config: dict[str, Any]) -> None:
         linux = config.get("linux") or {}
         resources = linux.get("resources") or {}
-        memory = (resources.get("memory") or {}).get("limit")
-        if isinstance(memory, int) and memory > 0:
+        memory = _whole((resources.get("memory") or {}).get("limit"), -_MOST, _MOST)
+        if memory is not None and memory > 0:
             self.memory = memory
         cpu = resources.get("cpu") or {}
-        self.cpus = cpu_limit(cpu.get("quota"), cpu.get("period"), cpu.get("cpus"))
+        quota, period = _whole(cpu.get("quota"), -_MOST, _MOST), _whole(cpu.get("period"), 0, _MOST)
+        self.cpus = cpu_limit(quota, period, _text(cpu.get("cpus")))
         for namespace in linux.get("namespaces") or []:
-            kind, path = namespace.get("type"), namespace.get("path") or ""
+            kind, path = namespace.get("type"), _text(namespace.get("path"))
             if kind == "network":
                 self.network = _network(path)
             words = path.split("/")
@@ -181,14 +180,14 @@ class Glance:
         process = config.get("process") or {}
         self.terminal = bool(process.get("terminal"))
         if self.hooks:
-            self.root_path = str((config.get("root") or {}).get("path") or "")
+            self.root_path = _text((config.get("root") or {}).get("path"))
             self.env = [each for each in process.get("env") or [] if isinstance(each, str)]
-        self.oom_score_adj = process.get("oomScoreAdj")
-        self.cgroups_path = str(linux.get("cgroupsPath") or "")
+        self.oom_score_adj = _whole(process.get("oomScoreAdj"), -1000, 1000)
+        self.cgroups_path = _text(linux.get("cgroupsPath"))
         self.vm = config.get("vm")
-        if isinstance(self.vm, dict):
-            memory = (self.vm.get("hwConfig") or {}).get("memory")
-            self.vm_memory = memory if isinstance(memory, int) else None
+        if self.vm is not None:
+            size = self.vm.get("hwConfig") or self.vm.get("hwconfig") or {}
+            self.vm_memory = _whole(size.get("memory"), 0, _MOST)
             self.root_readonly = bool((config.get("root") or {}).get("readonly"))
         blocks = [each for each in linux.get("devices") or [] if each.get("type") == "b"]
         sources = [each for each in config.get("mounts") or [] if _may_be_of_a_disk(each)]
@@ -196,6 +195,43 @@ class Glance:
             from cloche.model.disks import chosen_disks
 
             self.disks = chosen_disks(blocks, sources, resources.get("devices") or [])
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: JSON specification file config.json not found",
+            hint="`cloche spec` writes one; --bundle names the folder it is in",
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {(error.strerror or '').lower()}") from None
+
+
+def _check(path: str) -> None:
+    """Have the strict parser say what is wrong with the config at *path*, if anything is."""
+    from cloche.model.oci import load_config
+
+    load_config(path)
+
+
+def _whole(value: object, low: int, high: int) -> int | None:
+    """A number from *low* to *high*, or None where there is none; ValueError for all else."""
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError("no such number")
+    return value
+
+
+def _text(value: object) -> str:
+    """A string that may name a file; empty where there is none, ValueError for all else."""
+    text = value or ""
+    if not isinstance(text, str) or len(text.encode()) > _LONGEST_NAME:
+        raise ValueError("no such text")
+    return text
 
 
 def _may_be_of_a_disk(mount: dict[str, Any]) -> bool:

@@ -20,28 +20,52 @@ _PF_EXITING = 0x4  # <linux/sched.h>
 _SIGKILL_BIT = 1 << 8
 DYING_TIMEOUT_MS = 2000
 EBUSY = 16  # errno proper is one more module to import
+# EEXIST, ENOTDIR, EINVAL, ENAMETOOLONG, ELOOP
+_OF_THE_NAME = (17, 20, 22, 36, 40)
+# PATH_MAX, less a hierarchy's mount point and the name of a file in it.
+_MOST_BYTES = 3900
+_MOST_LEVELS = 255  # what walks them is recursive
 
 
 def relative_path(cgroups_path: str, container_id: str) -> str:
     """linux.cgroupsPath as a path below a hierarchy's root, without the leading slash.
 
-    `slice:prefix:name` (systemd's notation) becomes the path systemd would use.
+    `slice:prefix:name` (systemd's notation) becomes the path systemd would use. ConfigError for
+    what no cgroup can be named.
     """
     if not cgroups_path:
         return f"cloche/{container_id}"
-    if cgroups_path.count(":") == 2:
-        slice_name, prefix, name = cgroups_path.split(":")
-        scope = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
-        return os.path.join(_slice_path(slice_name or "system.slice"), scope)
-    path = os.path.normpath("/" + cgroups_path).lstrip("/")
+    path = _below_root(cgroups_path)
     if not path:
-        raise ConfigError(f"$.linux.cgroupsPath: names the root: {cgroups_path!r}")
+        raise ConfigError(f"$.linux.cgroupsPath: names the root: {cgroups_path[:80]!r}")
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"$.linux.cgroupsPath: not UTF-8: {cgroups_path[:80]!r}") from None
+    if size > _MOST_BYTES:
+        raise ConfigError(f"$.linux.cgroupsPath: file name too long: {cgroups_path[:80]!r}")
+    if path.count("/") >= _MOST_LEVELS:
+        raise ConfigError(f"$.linux.cgroupsPath: more than {_MOST_LEVELS} levels")
+    if "\n" in path or "\0" in path:  # the kernel refuses both (cgroup_mkdir)
+        raise ConfigError(f"$.linux.cgroupsPath: no name of a cgroup: {cgroups_path[:80]!r}")
     return path
+
+
+def _below_root(cgroups_path: str) -> str:
+    if cgroups_path.count(":") != 2 or "/" in cgroups_path:
+        return os.path.normpath("/" + cgroups_path).lstrip("/")
+    slice_name, prefix, name = cgroups_path.split(":")
+    scope = f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+    return os.path.join(_slice_path(slice_name or "system.slice"), scope)
 
 
 def _slice_path(name: str) -> str:
     """`a-b.slice` lies at a.slice/a-b.slice (systemd.slice(5))."""
     parts = name.removesuffix(".slice").split("-")
+    if not all(parts):  # of those with an empty part systemd has the root only
+        if name == "-.slice":
+            return ""
+        raise ConfigError(f"$.linux.cgroupsPath: {name[:80]!r} cannot name a slice")
     return "/".join("-".join(parts[: count + 1]) + ".slice" for count in range(len(parts)))
 
 
@@ -71,7 +95,7 @@ def join(path: str, memory_limit: int, pids: Sequence[int]) -> bool:
     for hierarchy in hierarchies():
         directory = os.path.join(hierarchy, path)
         with suppress(OSError):
-            os.makedirs(directory, exist_ok=True)
+            _make(directory, path)
             if hierarchy.endswith("/cpuset"):
                 _inherit_cpuset(hierarchy, path)
             elif os.path.exists(os.path.join(hierarchy, "cgroup.controllers")):
@@ -83,6 +107,17 @@ def join(path: str, memory_limit: int, pids: Sequence[int]) -> bool:
             for pid in pids:
                 _write(os.path.join(directory, "cgroup.procs"), str(pid).encode())
     return bounded
+
+
+def _make(directory: str, path: str) -> None:
+    """Make the cgroup *directory*; ConfigError where it is *path* that no host could make."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _OF_THE_NAME:
+            raise
+        cause = (error.strerror or "").lower()
+        raise ConfigError(f"$.linux.cgroupsPath: {path[:80]!r}: {cause}") from None
 
 
 def _pass_on(hierarchy: str, path: str) -> None:

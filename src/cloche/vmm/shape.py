@@ -23,6 +23,8 @@ GUEST_OVERHEAD = 96
 HOST_OVERHEAD = 256
 SMALLEST_MEMORY = 256
 MIB = 1 << 20
+# Who reads cgroup v1's limit where there is none finds about 2**63, and hands it on.
+NO_LIMIT = 1 << 60
 
 
 class Shape:
@@ -99,11 +101,13 @@ def host_cpu(*, features: bool) -> str:
 def memory_step(limit: int | None) -> int:
     """The VM's memory in MiB for a container limited to *limit* bytes (None: no limit).
 
-    Doubling steps from 256 MiB; the guest's own needs come on top of the limit.
+    Doubling steps from 256 MiB; the guest's own needs come on top of the limit. A limit beyond what
+    the host has gives it all that the host has.
     """
-    if limit is None:
+    if limit is None or limit >= NO_LIMIT:
         return DEFAULT_MEMORY
-    wanted = -(-limit // MIB) + GUEST_OVERHEAD
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    wanted = -(-min(limit, host) // MIB) + GUEST_OVERHEAD
     step = SMALLEST_MEMORY
     while step < wanted:
         step *= 2
