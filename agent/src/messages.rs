@@ -79,6 +79,7 @@ structures! {
     Tuning<'a> {
         sched_attr: Maybe<Option<&'a [u8]>>, io_priority: Maybe<Option<u32>>,
         affinity: Maybe<Option<&'a [u8]>>, personality: Maybe<Option<u32>>,
+        memory_policy: Maybe<Option<(u32, &'a [u8])>>,
     }
 
     Exec<'a> {

@@ -396,6 +396,17 @@ pub fn set_io_priority(priority: u32) -> Result<()> {
     unsafe { syscall(raw::__NR_ioprio_set, arguments) }.map(drop)
 }
 
+/// set_mempolicy(2) of this process: mode with flags, and the mask of memory nodes.
+pub fn set_memory_policy(mode: u32, nodes: &[u8]) -> Result<()> {
+    // The kernel looks at one bit less than it is told of.
+    let (mask, bits) = match nodes.len() {
+        0 => (0, 0),
+        length => (nodes.as_ptr() as usize, length * 8 + 1),
+    };
+    // SAFETY: the mask is as long as is said, and alive during the call.
+    unsafe { syscall(raw::__NR_set_mempolicy, [mode as usize, mask, bits, 0, 0]) }.map(drop)
+}
+
 /// personality(2) of this process.
 pub fn set_personality(domain: u32) -> Result<()> {
     // SAFETY: takes no pointers.

@@ -236,6 +236,8 @@ fn a_process_may_be_tuned() {
     let tuning = plan.process.tuning.0.unwrap();
     assert_eq!((tuning.sched_attr.0.unwrap().len(), tuning.io_priority.0), (56, Some(16387)));
     assert_eq!((tuning.affinity.0.unwrap()[0], tuning.personality.0), (3, Some(8)));
+    let (mode, nodes) = tuning.memory_policy.0.unwrap();
+    assert_eq!((mode, nodes), (2 | 1 << 15, [1, 0, 0, 0, 0, 0, 0, 0].as_slice()));
 }
 
 #[test]

@@ -105,6 +105,7 @@ def full() -> dict[str, Any]:
     config["windows"] = {"layerFolders": []}
     config["solaris"] = {}
     config["zos"] = {}
+    config["freebsd"] = {}
     config["hooks"] = {
         name: [{"path": "/bin/hook", "args": ["hook"], "env": ["A=b"], "timeout": 5}]
         for name in HOOKS
@@ -163,6 +164,7 @@ def full() -> dict[str, Any]:
         },
         "sysctl": {"net.core.somaxconn": "100"},
         "mountLabel": "label",
+        "memoryPolicy": {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]},
         "personality": {"domain": "LINUX32", "flags": ["X"]},
     }
     return config

@@ -55,6 +55,7 @@ class Tuning(Struct, forbid_unknown_fields=True):
     io_priority: U32 | None = None
     affinity: bytes | None = None
     personality: U32 | None = None
+    memory_policy: tuple[U32, bytes] | None = None
 
 
 class Process(Struct, forbid_unknown_fields=True):

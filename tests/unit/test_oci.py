@@ -113,7 +113,6 @@ def test_a_folder_cannot_be_read(tmp_path: Path) -> None:
         b'{"a": nope}',
         b"\xff\xfe",
         b'{"\xff": 1}',
-        b'{"a": "\\ud800"}',
         b"[" * 99999,
     ],
 )

@@ -307,7 +307,7 @@ def test_start_hooks_get_the_state(tmp_path: Path) -> None:
         3,
     )
     assert json.loads(hook["stdin"]) == {
-        "ociVersion": "1.2.0", "id": "web", "status": "created", "pid": 1,
+        "ociVersion": "1.3.0", "id": "web", "status": "created", "pid": 1,
         "bundle": str(tmp_path), "annotations": {"a": "b"},
     }  # fmt: skip
 

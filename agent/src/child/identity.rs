@@ -30,7 +30,7 @@ pub fn set_limits(process: &Process) -> Outcome<()> {
     Ok(())
 }
 
-/// Sets how the process is scheduled and its personality, before a filter or the loss of privileges
+/// Sets how the process is scheduled, its memory policy and its personality, before a filter or the loss of privileges
 /// forbids it.
 pub fn tune(plan: &Tuning) -> Outcome<()> {
     if let Some(attributes) = plan.sched_attr.0 {
@@ -41,6 +41,9 @@ pub fn tune(plan: &Tuning) -> Outcome<()> {
     }
     if let Some(mask) = plan.affinity.0 {
         sys::set_affinity(mask).step("set", "CPU affinity")?;
+    }
+    if let Some((mode, nodes)) = plan.memory_policy.0 {
+        sys::set_memory_policy(mode, nodes).step("set", "memory policy")?;
     }
     if let Some(domain) = plan.personality.0 {
         sys::set_personality(domain).step("set", "personality")?;

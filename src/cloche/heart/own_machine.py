@@ -40,8 +40,8 @@ def apply(choice: Choice, request: Request) -> None:
         choice.words = list(vm.kernel.parameters)
         if vm.kernel.initrd:
             choice.initramfs = _with_initrd(vm.kernel, choice.guest, request.directory)
-    if vm.hw_config is not None and vm.hw_config.vcpus is not None:
-        choice.shape.cpus = vm.hw_config.vcpus
+    if vm.hardware is not None and vm.hardware.vcpus is not None:
+        choice.shape.cpus = vm.hardware.vcpus
     if vm.image is not None:
         path = _there("image.path", vm.image.path)
         choice.root_image = RootImage(path, vm.image.driver, request.glance.root_readonly)
@@ -51,8 +51,8 @@ def apply(choice: Choice, request: Request) -> None:
 
 
 def _resize(choice: Choice, vm: VM) -> None:
-    if vm.hw_config is not None and vm.hw_config.memory is not None:
-        choice.shape.memory = -(-vm.hw_config.memory // MIB)
+    if vm.hardware is not None and vm.hardware.memory is not None:
+        choice.shape.memory = -(-vm.hardware.memory // MIB)
 
 
 def _there(field: str, path: str) -> str:

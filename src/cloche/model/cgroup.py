@@ -44,8 +44,9 @@ def cpu_weight(shares: int) -> int:
 def cgroup_values(resources: Resources) -> list[tuple[str, str]]:
     """Files of the container's cgroup in the guest and what is written to them, in order."""
     values = _memory(resources.memory) + _cpu(resources.cpu)
-    if resources.pids is not None and resources.pids.limit != 0:
-        values.append(("pids.max", _or_max(resources.pids.limit)))
+    if resources.pids is not None and resources.pids.limit is not None:
+        # The program itself is one: with 0 it could not be made. Nothing more can in any case.
+        values.append(("pids.max", _or_max(resources.pids.limit or 1)))
     for huge in resources.hugepage_limits:
         # Pages in use, and those that are only reserved for mappings.
         values += [(f"hugetlb.{huge.page_size}.{name}", str(huge.limit)) for name in _HUGE]

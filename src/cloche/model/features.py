@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from cloche import __version__
 from cloche.model.capabilities import CAPABILITIES
+from cloche.model.memory_policy import FLAGS as MEMORY_FLAGS
+from cloche.model.memory_policy import MODES
 from cloche.model.mounts import FLAGS, IDMAP, PROPAGATION, RECURSIVE
 from cloche.model.seccomp_profile import ACTIONS, ARCHITECTURES, OPERATORS
 from cloche.model.seccomp_profile import FLAGS as SECCOMP_FLAGS
+from cloche.model.state import OCI_VERSION
 from cloche.model.validate import NAMESPACES
 
 HOOKS = (
@@ -26,7 +29,7 @@ def features() -> dict[str, object]:
     """The features document as a value for JSON."""
     return {
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
+        "ociVersionMax": OCI_VERSION,
         "hooks": list(HOOKS),
         "mountOptions": sorted({*FLAGS, *PROPAGATION, *RECURSIVE, "tmpcopyup", *IDMAP}),
         "linux": {
@@ -50,7 +53,9 @@ def features() -> dict[str, object]:
             },
             "apparmor": {"enabled": False},
             "selinux": {"enabled": False},
-            "intelRdt": {"enabled": False},
+            "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
+            "memoryPolicy": {"modes": list(MODES), "flags": list(MEMORY_FLAGS)},
+            "netDevices": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"cloche.version": __version__},

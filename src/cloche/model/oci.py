@@ -1,4 +1,4 @@
-"""config.json as types (OCI runtime specification 1.2, config.md), and how it is read.
+"""config.json as types (OCI runtime specification 1.3, config.md), and how it is read.
 
 Unknown fields are ignored, as the specification asks; known ones are read strictly, and what
 they say is checked by cloche.model.validate before anyone sees them. ``null`` means absent, as
@@ -16,23 +16,31 @@ from cloche.base.errors import ConfigError
 from cloche.model import validate
 from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux, Resources
 from cloche.model.oci_vm import VM
-from cloche.model.problems import quoted, refuse
+from cloche.model.problems import refuse, reworded
+from cloche.model.texts import (
+    Argument,
+    FreeText,
+    PageText,
+    PathText,
+    cleaned,
+    refuse_no_text,
+)
 
 
 class Root(Struct, frozen=True):
     """The container's root file system on the host."""
 
-    path: str
+    path: PathText
     readonly: bool = False
 
 
 class Mount(Struct, frozen=True, rename="camel"):
     """One mount below the root, in the order of mounting."""
 
-    destination: str
-    type: str = ""
-    source: str = ""
-    options: tuple[str, ...] = ()
+    destination: PathText
+    type: PageText = ""
+    source: PageText = ""
+    options: tuple[PageText, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
 
@@ -51,23 +59,23 @@ class User(Struct, frozen=True, rename="camel"):
     gid: U32 = 0
     umask: U32 | None = None
     additional_gids: tuple[U32, ...] = ()
-    username: str = ""
+    username: FreeText = ""
 
 
 class Capabilities(Struct, frozen=True):
     """Names of capabilities, ``CAP_KILL`` style, per set."""
 
-    bounding: tuple[str, ...] = ()
-    effective: tuple[str, ...] = ()
-    inheritable: tuple[str, ...] = ()
-    permitted: tuple[str, ...] = ()
-    ambient: tuple[str, ...] = ()
+    bounding: tuple[FreeText, ...] = ()
+    effective: tuple[FreeText, ...] = ()
+    inheritable: tuple[FreeText, ...] = ()
+    permitted: tuple[FreeText, ...] = ()
+    ambient: tuple[FreeText, ...] = ()
 
 
 class Rlimit(Struct, frozen=True):
     """One resource limit; 2**64 - 1 is unlimited."""
 
-    type: str
+    type: FreeText
     hard: U64
     soft: U64
 
@@ -75,10 +83,10 @@ class Rlimit(Struct, frozen=True):
 class Scheduler(Struct, frozen=True):
     """sched_setattr(2) of the process."""
 
-    policy: str
+    policy: FreeText
     nice: I64 = 0
     priority: I64 = 0
-    flags: tuple[str, ...] = ()
+    flags: tuple[FreeText, ...] = ()
     runtime: U64 = 0
     deadline: U64 = 0
     period: U64 = 0
@@ -87,32 +95,32 @@ class Scheduler(Struct, frozen=True):
 class IOPriority(Struct, frozen=True):
     """ioprio_set(2) of the process."""
 
-    class_: str = field(name="class")
+    class_: FreeText = field(name="class")
     priority: I64 = 0
 
 
 class ExecCPUAffinity(Struct, frozen=True):
     """CPUs of a process started by exec, before and after it is in its cgroup."""
 
-    initial: str = ""
-    final: str = ""
+    initial: PageText = ""
+    final: PageText = ""
 
 
 class Process(Struct, frozen=True, rename="camel"):
     """A process of the container: the first one, or one started by exec."""
 
-    cwd: str
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()
+    cwd: PathText
+    args: tuple[Argument, ...] = ()
+    env: tuple[Argument, ...] = ()
     user: User = field(default_factory=User)
     terminal: bool = False
     console_size: Box | None = None
-    command_line: str = ""
+    command_line: FreeText = ""
     capabilities: Capabilities | None = None
     rlimits: tuple[Rlimit, ...] = ()
     no_new_privileges: bool = False
-    apparmor_profile: str = ""
-    selinux_label: str = ""
+    apparmor_profile: FreeText = ""
+    selinux_label: FreeText = ""
     oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
     scheduler: Scheduler | None = None
     io_priority: IOPriority | None = None
@@ -122,9 +130,9 @@ class Process(Struct, frozen=True, rename="camel"):
 class Hook(Struct, frozen=True):
     """A program to be run at one moment in the container's life; the time-out is in seconds."""
 
-    path: str
-    args: tuple[str, ...] = ()
-    env: tuple[str, ...] | None = None
+    path: PathText
+    args: tuple[Argument, ...] = ()
+    env: tuple[Argument, ...] | None = None
     timeout: I64 | None = None
 
 
@@ -142,19 +150,20 @@ class Hooks(Struct, frozen=True, rename="camel"):
 class Config(Struct, frozen=True, rename="camel"):
     """All of config.json."""
 
-    oci_version: str
+    oci_version: FreeText
     root: Root
     process: Process
     mounts: tuple[Mount, ...] = ()
-    hostname: str = ""
-    domainname: str = ""
+    hostname: FreeText = ""
+    domainname: FreeText = ""
     hooks: Hooks = field(default_factory=Hooks)
-    annotations: dict[str, str] = {}
+    annotations: dict[FreeText, FreeText] = {}
     linux: Linux = field(default_factory=Linux)
     vm: VM | None = None
-    windows: dict[str, object] | None = None
-    solaris: dict[str, object] | None = None
-    zos: dict[str, object] | None = None
+    windows: dict[FreeText, object] | None = None
+    solaris: dict[FreeText, object] | None = None
+    zos: dict[FreeText, object] | None = None
+    freebsd: dict[FreeText, object] | None = None
 
 
 T = TypeVar("T", Config, Process, Resources)
@@ -175,7 +184,7 @@ def load_config(path: str) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        config = _convert(data, Config)
+        config = _with_limits_as_meant(_convert(data, Config))
         validate.check_config(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
@@ -201,46 +210,24 @@ def load_resources(data: bytes) -> Resources:
     return _convert(data, Resources)
 
 
+def _with_limits_as_meant(config: Config) -> Config:
+    """Before version 1.3 a limit of 0 processes meant that there is none, as runc took it."""
+    resources = config.linux.resources
+    later = validate.version_of(config.oci_version) >= (1, 3)
+    if later or resources.pids is None or resources.pids.limit != 0:
+        return config
+    resources = msgspec.structs.replace(resources, pids=None)
+    linux = msgspec.structs.replace(config.linux, resources=resources)
+    return msgspec.structs.replace(config, linux=linux)
+
+
 def _convert(data: bytes, kind: type[T]) -> T:
     try:
-        raw = msgspec.json.decode(data)
-        return msgspec.convert(_clean(raw, "$"), kind)
+        return msgspec.convert(cleaned(msgspec.json.decode(data), kind), kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(_reworded(str(error))) from None
+        raise ConfigError(reworded(str(error))) from None
     except RecursionError:
         refuse("$", "not usable JSON: nested too deeply")
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors
+        refuse_no_text(data)
         refuse("$", f"not valid JSON: {error}")
-
-
-def _clean(value: object, path: str) -> object:
-    """*value* without nulls in objects; ConfigError for what no field can carry to the guest."""
-    if isinstance(value, dict):
-        return {
-            _clean(key, path): _clean(item, path + _step(key))
-            for key, item in value.items()
-            if item is not None
-        }
-    if isinstance(value, list):
-        return [_clean(item, f"{path}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, str) and "\0" in value:
-        refuse(path, "contains a NUL byte, which no path, name or argument can hold")
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        refuse(path, "number out of range: expected at most 64 bits")
-    return value
-
-
-def _step(key: str) -> str:
-    return f".{key}" if key.isidentifier() else f"[{quoted(key)}]"
-
-
-def _reworded(message: str) -> str:
-    """msgspec's message (``Expected … - at `$.a```) with the path first and without quotes."""
-    what, at, path = message.rpartition(" - at `")
-    if not at:
-        what, path = message, "$"
-    path = path.removesuffix("`")
-    missing = what.removeprefix("Object missing required field ")
-    if missing != what:
-        return f"{path}.{missing.strip('`')}: missing, but required"
-    return f"{path}: {what[:1].lower()}{what[1:].replace('`', '')}"

@@ -1,4 +1,4 @@
-"""The ``linux`` section of config.json as types (OCI runtime specification 1.2, config-linux.md).
+"""The ``linux`` section of config.json as types (OCI runtime specification 1.3, config-linux.md).
 
 Names and nesting are the specification's; what a field means is said there, and in docs/oci.md
 what cloche does with it.
@@ -10,6 +10,8 @@ from typing import Annotated
 
 from msgspec import Meta, Struct, field
 
+from cloche.model.texts import FileName, FreeText, PageText, PathText
+
 U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
 # The upper bound of 64 bits is checked for all numbers alike while the file is read.
@@ -20,8 +22,8 @@ I64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 class Namespace(Struct, frozen=True):
     """One namespace to be new (no path) or to be joined."""
 
-    type: str
-    path: str = ""
+    type: FreeText
+    path: PathText = ""
 
 
 class IDMapping(Struct, frozen=True):
@@ -42,8 +44,8 @@ class TimeOffset(Struct, frozen=True):
 class Device(Struct, frozen=True, rename="camel"):
     """A device node to be made in the container."""
 
-    path: str
-    type: str
+    path: PathText
+    type: FreeText
     major: I64 = 0
     minor: I64 = 0
     file_mode: U32 | None = None
@@ -55,10 +57,10 @@ class DeviceRule(Struct, frozen=True):
     """One rule of the device controller."""
 
     allow: bool
-    type: str = ""
+    type: FreeText = ""
     major: I64 | None = None
     minor: I64 | None = None
-    access: str = ""
+    access: FreeText = ""
 
 
 class Memory(Struct, frozen=True, rename="camel"):
@@ -84,15 +86,15 @@ class CPU(Struct, frozen=True, rename="camel"):
     period: U64 | None = None
     realtime_runtime: I64 | None = None
     realtime_period: U64 | None = None
-    cpus: str = ""
-    mems: str = ""
+    cpus: PageText = ""
+    mems: PageText = ""
     idle: I64 | None = None
 
 
 class Pids(Struct, frozen=True):
     """Most processes and threads at a time; -1 is unlimited."""
 
-    limit: I64 = 0
+    limit: I64 | None = None
 
 
 class WeightDevice(Struct, frozen=True, rename="camel"):
@@ -131,14 +133,14 @@ class BlockIO(Struct, frozen=True, rename="camel"):
 class HugepageLimit(Struct, frozen=True, rename="camel"):
     """Limit in bytes for one size of huge pages."""
 
-    page_size: str
+    page_size: FreeText
     limit: U64
 
 
 class InterfacePriority(Struct, frozen=True):
     """Priority of traffic through one interface."""
 
-    name: str
+    name: FreeText
     priority: U32
 
 
@@ -166,8 +168,8 @@ class Resources(Struct, frozen=True, rename="camel"):
     block_io: BlockIO = field(default_factory=BlockIO, name="blockIO")
     hugepage_limits: tuple[HugepageLimit, ...] = ()
     network: Network = field(default_factory=Network)
-    rdma: dict[str, Rdma] = {}
-    unified: dict[str, str] = {}
+    rdma: dict[FreeText, Rdma] = {}
+    unified: dict[FileName, PageText] = {}
 
 
 class SyscallArg(Struct, frozen=True, rename="camel"):
@@ -175,15 +177,15 @@ class SyscallArg(Struct, frozen=True, rename="camel"):
 
     index: U32
     value: U64
-    op: str
+    op: FreeText
     value_two: U64 = 0
 
 
 class Syscalls(Struct, frozen=True, rename="camel"):
     """What is done for some system calls."""
 
-    names: Annotated[tuple[str, ...], Meta(min_length=1)]
-    action: str
+    names: Annotated[tuple[FreeText, ...], Meta(min_length=1)]
+    action: FreeText
     errno_ret: U32 | None = None
     args: tuple[SyscallArg, ...] = ()
 
@@ -191,30 +193,49 @@ class Syscalls(Struct, frozen=True, rename="camel"):
 class Seccomp(Struct, frozen=True, rename="camel"):
     """A seccomp profile."""
 
-    default_action: str
+    default_action: FreeText
     default_errno_ret: U32 | None = None
-    architectures: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
-    listener_path: str = ""
-    listener_metadata: str = ""
+    architectures: tuple[FreeText, ...] = ()
+    flags: tuple[FreeText, ...] = ()
+    listener_path: FreeText = ""
+    listener_metadata: FreeText = ""
     syscalls: tuple[Syscalls, ...] = ()
 
 
-class IntelRdt(Struct, frozen=True, rename="camel"):
-    """Cache and memory bandwidth of the processor."""
+class NetDevice(Struct, frozen=True):
+    """A network device of the host, to be moved into the container's network namespace."""
 
-    clos_id: str = field(default="", name="closID")
-    l3_cache_schema: str = ""
-    mem_bw_schema: str = ""
+    name: FreeText = ""
+
+
+class MemoryPolicy(Struct, frozen=True):
+    """set_mempolicy(2) of the container's processes."""
+
+    mode: FreeText
+    nodes: PageText = ""
+    flags: tuple[FreeText, ...] = ()
+
+
+class IntelRdt(Struct, frozen=True, rename="camel"):
+    """Cache and memory bandwidth of the processor.
+
+    *enable_cmt* and *enable_mbm* are of versions 1.1 and 1.2, *enable_monitoring* of 1.3.
+    """
+
+    clos_id: FreeText = field(default="", name="closID")
+    schemata: tuple[FreeText, ...] = ()
+    l3_cache_schema: FreeText = ""
+    mem_bw_schema: FreeText = ""
     enable_cmt: bool = field(default=False, name="enableCMT")
     enable_mbm: bool = field(default=False, name="enableMBM")
+    enable_monitoring: bool = False
 
 
 class Personality(Struct, frozen=True):
     """personality(2) of the process."""
 
-    domain: str
-    flags: tuple[str, ...] = ()
+    domain: FreeText
+    flags: tuple[FreeText, ...] = ()
 
 
 class Linux(Struct, frozen=True, rename="camel"):
@@ -223,16 +244,18 @@ class Linux(Struct, frozen=True, rename="camel"):
     namespaces: tuple[Namespace, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
-    time_offsets: dict[str, TimeOffset] = {}
+    time_offsets: dict[FreeText, TimeOffset] = {}
     devices: tuple[Device, ...] = ()
-    net_devices: dict[str, dict[str, object]] = {}
-    cgroups_path: str = ""
-    rootfs_propagation: str = ""
+    net_devices: dict[FreeText, NetDevice] = {}
+    # Names of cgroups may be longer than those of files.
+    cgroups_path: PageText = ""
+    rootfs_propagation: FreeText = ""
     resources: Resources = field(default_factory=Resources)
     seccomp: Seccomp | None = None
-    sysctl: dict[str, str] = {}
-    masked_paths: tuple[str, ...] = ()
-    readonly_paths: tuple[str, ...] = ()
-    mount_label: str = ""
+    sysctl: dict[PathText, PageText] = {}
+    masked_paths: tuple[PathText, ...] = ()
+    readonly_paths: tuple[PathText, ...] = ()
+    mount_label: FreeText = ""
     intel_rdt: IntelRdt | None = None
+    memory_policy: MemoryPolicy | None = None
     personality: Personality | None = None

@@ -9,36 +9,37 @@ from msgspec import Meta, Struct, field
 
 from cloche.base.errors import ConfigError
 from cloche.model.oci_linux import U32, U64
-from cloche.model.problems import quoted, refuse
+from cloche.model.problems import quoted, refuse, reworded
+from cloche.model.texts import Argument, FreeText, PathText, cleaned
 
 # config-vm.md's formats, and QEMU's drivers for them.
 IMAGE_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vdi": "vdi", "vmdk": "vmdk", "vhd": "vpc"}
 _SMALLEST = 128 << 20
 _MOST_CPUS = 255
 
-Text = Annotated[str, Meta(min_length=1)]
+Word = Annotated[Argument, Meta(min_length=1)]
 
 
 class Hypervisor(Struct, frozen=True):
     """The QEMU to run, and what its command line ends with."""
 
-    path: str
-    parameters: tuple[Text, ...] = ()
+    path: PathText
+    parameters: tuple[Word, ...] = ()
 
 
 class Kernel(Struct, frozen=True):
     """The kernel to boot, and words for its command line."""
 
-    path: str
-    parameters: tuple[Text, ...] = ()
-    initrd: str = ""
+    path: PathText
+    parameters: tuple[Word, ...] = ()
+    initrd: PathText = ""
 
 
 class Image(Struct, frozen=True):
     """The container's root, in place of a folder: a file system in an image."""
 
-    path: str
-    format: str
+    path: PathText
+    format: FreeText
 
     @property
     def driver(self) -> str:
@@ -57,10 +58,10 @@ class IOMem(Struct, frozen=True):
 class HWConfig(Struct, frozen=True, rename="camel"):
     """The VM's size, and hardware to be passed through; *memory* is in bytes."""
 
-    device_tree: str = ""
+    device_tree: FreeText = ""
     vcpus: U32 | None = None
     memory: U64 | None = None
-    dtdevs: tuple[str, ...] = ()
+    dtdevs: tuple[FreeText, ...] = ()
     iomems: tuple[IOMem, ...] = ()
     irqs: tuple[U32, ...] = ()
 
@@ -72,15 +73,27 @@ class VM(Struct, frozen=True):
     kernel: Kernel | None = None
     image: Image | None = None
     hw_config: HWConfig | None = field(default=None, name="hwConfig")
+    # What config-vm.md calls hwConfig has this name in what programs in Go write (specs-go).
+    hwconfig: HWConfig | None = None
+
+    @property
+    def hardware(self) -> HWConfig | None:
+        """The VM's size, under whichever of the two names."""
+        return self.hw_config or self.hwconfig
+
+
+class _Section(Struct, frozen=True):
+    """A config.json of which only this section is known, so that errors name it."""
+
+    vm: VM
 
 
 def read_vm(section: object) -> VM:
     """The section that was glanced at, before the config as a whole is read; ConfigError."""
     try:
-        vm = msgspec.convert(section, VM)
+        vm = msgspec.convert(cleaned({"vm": section}, _Section), _Section).vm
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at `$")
-        raise ConfigError(f"$.vm{path.removesuffix('`')}: {what}") from None
+        raise ConfigError(reworded(str(error))) from None
     check_vm(vm)
     return vm
 
@@ -98,8 +111,10 @@ def check_vm(vm: VM) -> None:
         if vm.image.format not in IMAGE_DRIVERS:
             known = ", ".join(IMAGE_DRIVERS)
             refuse("$.vm.image.format", f"expected {known}, got {quoted(vm.image.format)}")
-    if vm.hw_config is not None:
-        _check_hardware(vm.hw_config)
+    if vm.hw_config is not None and vm.hwconfig is not None:
+        refuse("$.vm.hwconfig", "there is hwConfig as well, the same by its other name")
+    if vm.hardware is not None:
+        _check_hardware(vm.hardware, "$.vm.hwConfig" if vm.hw_config else "$.vm.hwconfig")
 
 
 def _check_absolute(name: str, path: str) -> None:
@@ -107,7 +122,7 @@ def _check_absolute(name: str, path: str) -> None:
         refuse(f"$.vm.{name}", f"expected an absolute path, got {quoted(path)}")
 
 
-def _check_hardware(hardware: HWConfig) -> None:
+def _check_hardware(hardware: HWConfig, path: str) -> None:
     for name, value in (
         ("deviceTree", hardware.device_tree),
         ("dtdevs", hardware.dtdevs),
@@ -115,8 +130,8 @@ def _check_hardware(hardware: HWConfig) -> None:
         ("irqs", hardware.irqs),
     ):
         if value:
-            refuse(f"$.vm.hwConfig.{name}", "hardware cannot be passed through to an x86 QEMU so")
+            refuse(f"{path}.{name}", "hardware cannot be passed through to an x86 QEMU so")
     if hardware.vcpus is not None and not 0 < hardware.vcpus <= _MOST_CPUS:
-        refuse("$.vm.hwConfig.vcpus", f"expected 1 to {_MOST_CPUS}, got {hardware.vcpus}")
+        refuse(f"{path}.vcpus", f"expected 1 to {_MOST_CPUS}, got {hardware.vcpus}")
     if hardware.memory is not None and hardware.memory < _SMALLEST:
-        refuse("$.vm.hwConfig.memory", f"expected {_SMALLEST} bytes at least, for the guest's own")
+        refuse(f"{path}.memory", f"expected {_SMALLEST} bytes at least, for the guest's own")

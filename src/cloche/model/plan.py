@@ -183,7 +183,7 @@ def _process(
         "stderr": stderr,
     }
     is_exec = process is not first
-    tuned = tuning(process, first, config.linux.personality, is_exec=is_exec)
+    tuned = tuning(process, first, config.linux, is_exec=is_exec)
     plan |= {"tuning": tuned} if tuned else {}
     return plan | stdio_owner(process, config.linux, "$" if is_exec else "$.process")
 

@@ -10,11 +10,12 @@ import struct
 from typing import TYPE_CHECKING
 
 from cloche.model.cpus import parse_cpus
+from cloche.model.memory_policy import memory_policy
 from cloche.model.problems import quoted, refuse
 
 if TYPE_CHECKING:
     from cloche.model.oci import ExecCPUAffinity, IOPriority, Process, Scheduler
-    from cloche.model.oci_linux import Personality
+    from cloche.model.oci_linux import Linux, Personality
 
 # linux/sched.h and linux/sched/types.h
 POLICIES = {
@@ -42,7 +43,6 @@ PERSONALITIES = {"LINUX": 0, "LINUX32": 8}
 
 _SCHED_ATTR = struct.Struct("<IIQiIQQQII")  # struct sched_attr, 56 bytes
 _MAX_PRIORITY = 99
-_MAX_CPU = 8191  # of CONFIG_NR_CPUS
 
 
 def check_scheduling(process: Process, path: str) -> None:
@@ -65,9 +65,7 @@ def check_personality(personality: Personality) -> None:
         )
 
 
-def tuning(
-    process: Process, first: Process, personality: Personality | None, *, is_exec: bool
-) -> dict[str, object]:
+def tuning(process: Process, first: Process, linux: Linux, *, is_exec: bool) -> dict[str, object]:
     """The plan's Tuning; empty where nothing is asked for.
 
     What an exec's *process* leaves open is as for the container's *first* one, as with runc; the
@@ -83,8 +81,10 @@ def tuning(
     affinity = process.exec_cpu_affinity or first.exec_cpu_affinity
     if is_exec and affinity is not None and affinity.final:
         plan["affinity"] = _affinity(affinity)
-    if personality is not None and PERSONALITIES[personality.domain]:
-        plan["personality"] = PERSONALITIES[personality.domain]
+    if linux.memory_policy is not None:
+        plan["memory_policy"] = memory_policy(linux.memory_policy)
+    if linux.personality is not None and PERSONALITIES[linux.personality.domain]:
+        plan["personality"] = PERSONALITIES[linux.personality.domain]
     return plan
 
 
@@ -137,12 +137,9 @@ def _cpus(text: str, path: str) -> set[int]:
     if not text:
         return set()
     try:
-        cpus = parse_cpus(text)
+        return parse_cpus(text)
     except ValueError as error:
         refuse(path, f"{error}, got {quoted(text)}")
-    if max(cpus) > _MAX_CPU:
-        refuse(path, f"no kernel has a processor {max(cpus)}")
-    return cpus
 
 
 def _affinity(affinity: ExecCPUAffinity) -> bytes:

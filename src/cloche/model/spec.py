@@ -1,4 +1,4 @@
-"""The config.json that ``cloche spec`` writes: runc's at version 1.2.0.
+"""The config.json that ``cloche spec`` writes: runc's at version 1.3.0.
 
 Field for field, but for the ambient capabilities of runc 1.1: none of them is inheritable, so the
 kernel raises none.
@@ -26,7 +26,7 @@ _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-tr
 def default_spec() -> dict[str, object]:
     """A config that runs ``sh`` in ``rootfs`` with a terminal; a new dict each time."""
     return {
-        "ociVersion": "1.2.0",
+        "ociVersion": "1.3.0",
         "process": _process(),
         "root": {"path": "rootfs", "readonly": True},
         "hostname": "cloche",

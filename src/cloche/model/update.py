@@ -30,7 +30,7 @@ def merged(before: Resources, update: Resources) -> Resources:
     memory = _merged(before.memory, update.memory)
     if (update.memory.limit or 0) < 0 and not update.memory.swap:
         memory = msgspec.structs.replace(memory, swap=-1)
-    has_pids = update.pids is not None and update.pids.limit != 0
+    has_pids = update.pids is not None and bool(update.pids.limit)
     return Resources(
         devices=before.devices,
         memory=memory,

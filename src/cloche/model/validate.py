@@ -11,6 +11,7 @@ from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.device_filter import check_device_rules
 from cloche.model.devices import check_devices
+from cloche.model.memory_policy import check_memory_policy
 from cloche.model.mounts import PROPAGATION
 from cloche.model.oci_linux import IntelRdt
 from cloche.model.oci_vm import check_vm
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
 
+# Arguments and environment together: three quarters of the kernel's _STK_LIM (execve(2)). Each
+# string counts with its NUL and a pointer.
+MOST_ARGUMENTS = 6 << 20
+_PER_STRING = 9
+
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 # With a path these mean another container's: those of one VM can share them.
 JOINABLE = ("ipc", "network", "pid", "uts")
@@ -35,7 +41,6 @@ _LATER = "not supported by this version of cloche"
 
 def check_config(config: Config) -> None:
     """ConfigError (JSON path first) for what breaks the specification or is refused."""
-    _check_version(config.oci_version)
     check_process(config.process, "$.process")
     check_args(config.process, "$.process")
     if not config.root.path:
@@ -58,6 +63,7 @@ def check_process(process: Process, path: str) -> None:
             refuse(f"{path}.env[{index}]", f"expected NAME=value, got {quoted(entry)}")
     if process.user.umask is not None and process.user.umask > 0o777:
         refuse(f"{path}.user.umask", f"expected at most 511 (0777), got {process.user.umask}")
+    _check_size(process, path)
     _check_rlimits(process, path)
     check_scheduling(process, path)
 
@@ -68,11 +74,27 @@ def check_args(process: Process, path: str) -> None:
         refuse(f"{path}.args", "missing or empty: nothing to run")
 
 
-def _check_version(version: str) -> None:
+def _check_size(process: Process, path: str) -> None:
+    """What execve(2) takes of no process at all; a smaller stack limit is the guest's to apply."""
+    sizes = {
+        name: sum(len(text.encode()) + _PER_STRING for text in getattr(process, name))
+        for name in ("args", "env")
+    }
+    total = sum(sizes.values())
+    if total > MOST_ARGUMENTS:
+        refuse(
+            f"{path}.{max(sizes, key=lambda name: sizes[name])}",
+            f"argument list too long: {total} bytes with args and env, at most {MOST_ARGUMENTS}",
+        )
+
+
+def version_of(version: str) -> tuple[int, int]:
+    """The first two numbers of a specification's version; ConfigError for one unknown."""
     numbers = version.partition("+")[0].partition("-")[0].split(".")
-    whole = all(number.isascii() and number.isdigit() for number in numbers)
+    whole = all(number.isascii() and number.isdigit() and len(number) < 6 for number in numbers)
     if len(numbers) != 3 or not whole or numbers[0] != "1":
         refuse("$.ociVersion", f"expected a version 1.x.y, got {quoted(version)}")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _check_rlimits(process: Process, path: str) -> None:
@@ -134,11 +156,7 @@ def _check_linux(linux: Linux) -> None:
                 refuse(
                     f"$.linux.{field}[{index}]", f"expected an absolute path, got {quoted(path)}"
                 )
-    for name, value in linux.sysctl.items():
-        if sysctl_path(name) == "kernel/hostname":
-            refuse("$.linux.sysctl", f"{quoted(name)} conflicts with the field $.hostname")
-        if not value:
-            refuse("$.linux.sysctl", f"{quoted(name)} has no value")
+    _check_sysctl(linux)
     check_devices(linux.devices)
     for name in linux.net_devices:
         refuse(
@@ -152,8 +170,18 @@ def _check_linux(linux: Linux) -> None:
         check_seccomp(linux.seccomp)
     if linux.intel_rdt not in (None, IntelRdt()):
         refuse("$.linux.intelRdt", "the processors of a VM have no cache or bandwidth to divide")
+    if linux.memory_policy is not None:
+        check_memory_policy(linux.memory_policy)
     if linux.personality is not None:
         check_personality(linux.personality)
+
+
+def _check_sysctl(linux: Linux) -> None:
+    for name, value in linux.sysctl.items():
+        if sysctl_path(name) == "kernel/hostname":
+            refuse("$.linux.sysctl", f"{quoted(name)} conflicts with the field $.hostname")
+        if not value:
+            refuse("$.linux.sysctl", f"{quoted(name)} has no value")
 
 
 def _check_namespaces(linux: Linux) -> None:
@@ -198,6 +226,7 @@ def config_warnings(config: Config) -> list[str]:
         ("windows", config.windows),
         ("solaris", config.solaris),
         ("zos", config.zos),
+        ("freebsd", config.freebsd),
     ):
         if section is not None:
             warnings.append(f"$.{name}: ignored: this is Linux")

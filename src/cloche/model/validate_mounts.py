@@ -21,6 +21,8 @@ PROC_FILES = frozenset(
         *("net/dev", "sys/kernel/ns_last_pid", "sys/crypto/fips_enabled"),
     )
 )
+# mount(2) reads one page of options.
+_MOST_DATA = 4095
 # File systems of the kernel's own, which runc mounts wherever it is told.
 _ANYWHERE = ("proc", "sysfs", "mqueue", "tmpfs", "cgroup", "cgroup2")
 
@@ -35,6 +37,9 @@ def check_mount(mount: Mount, path: str, linux: Linux) -> None:
         refuse(f"{path}.source", "missing: a bind mount needs one")
     if is_bind(mount) or mount.type not in _ANYWHERE:
         _check_proc(mount, f"{path}.destination")
+    data = len(parse_options(mount.options).data.encode())
+    if data > _MOST_DATA:  # mount(2) would cut them off in silence
+        refuse(f"{path}.options", f"too long: {data} bytes, at most {_MOST_DATA}")
     _check_ids(mount, path, linux)
 
 
