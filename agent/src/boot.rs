@@ -58,7 +58,8 @@ pub fn mount_all(notes: &mut Notes) {
     const MOUNTS: [(&str, &str, &str); 7] = [
         ("proc", "/proc", ""),
         ("sysfs", "/sys", ""),
-        ("cgroup2", "/sys/fs/cgroup", ""),
+        // A container with a writable tree cannot change its own limits.
+        ("cgroup2", "/sys/fs/cgroup", "nsdelegate"),
         ("devpts", "/dev/pts", "gid=5,mode=0620,ptmxmode=0666"),
         ("tmpfs", "/dev/shm", "mode=1777"),
         ("tmpfs", "/run", "mode=0755"),

@@ -11,14 +11,14 @@ from .client import Docker
 IMAGE = "busybox"
 USER_ID = 1000
 EXTRA_GROUP_ID = 2000
-_TOOL = Path(__file__).resolve().parents[2] / "tools" / "busybox-image"
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "busybox-image"
 
 
 def build_image(docker: Docker, directory: Path) -> None:
     """Import ``busybox``: /etc/passwd knows ``app`` (1000:1000), who is in ``extra`` (2000) too."""
     root = directory / "rootfs"
     root.mkdir(parents=True)
-    subprocess.run([str(_TOOL), "rootfs", str(root)], check=True, capture_output=True)
+    subprocess.run([str(TOOL), "rootfs", str(root)], check=True, capture_output=True)
     with (root / "etc/passwd").open("a") as passwd:
         passwd.write(f"app:x:{USER_ID}:{USER_ID}:app:/home/app:/bin/sh\n")
     with (root / "etc/group").open("a") as group:

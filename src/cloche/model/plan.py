@@ -21,6 +21,7 @@ from cloche.base.syscalls import (
 )
 from cloche.model.capabilities import mask
 from cloche.model.cgroup import Limits, cgroup_values, limits
+from cloche.model.cgroup_mounts import shows_cgroups
 from cloche.model.device_filter import device_filter
 from cloche.model.devices import DEFAULT_LINKS, device_plan
 from cloche.model.environment import hook_environment, process_environment
@@ -200,7 +201,7 @@ def _namespaces(config: Config) -> int:
             flags |= NAMESPACE_FLAGS[namespace.type]
     # A cgroup mount shows the tree from the namespace's root; runc hands out the container's
     # part of it too, namespace or not.
-    if any(mount.type in ("cgroup", "cgroup2") for mount in config.mounts):
+    if any(shows_cgroups(mount) for mount in config.mounts):
         flags |= CLONE_NEWCGROUP
     return flags
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
+from cloche.model.cgroup_mounts import CGROUP_TYPES, cgroup_mounts, is_host_cgroup
 from cloche.model.disks import source_number
 from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
 from cloche.model.problems import quoted, refuse
@@ -91,7 +92,7 @@ def host_binds(config: Config, bundle: str) -> list[Bind]:
             # Its layers are the host's folders, and 9p is no upper layer: it is mounted there.
             data = parse_options(mount.options).data
             binds.append(Bind(index, "overlay", stat.S_IFDIR, overlay=data))
-        if not is_bind(mount) or is_guest_shm(mount, config):
+        if not is_bind(mount) or is_of_guest(mount, config):
             continue
         source = os.path.normpath(os.path.join(bundle, mount.source))
         try:
@@ -130,7 +131,7 @@ def host_sources(config: Config, bundle: str) -> Sources:
     shm = [
         Shm(index, mount.source, _size_of(mount.source), flags_at(mount.source))
         for index, mount in enumerate(config.mounts)
-        if is_bind(mount) and index not in found
+        if is_bind(mount) and index not in found and not is_host_cgroup(mount)
     ]
     return Sources(binds, shm, _root_flags(config, bundle))
 
@@ -153,9 +154,13 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
     """All mounts in order; *sources* as of host_sources."""
     by_index = {bind.index: bind for bind in sources.binds}
     memory = {shm.index: shm for shm in sources.shm}
+    views = cgroup_mounts(config.mounts)
     plan = []
     is_locked = any(namespace.type == "user" for namespace in config.linux.namespaces)
-    for index, mount in enumerate(config.mounts):
+    for index, each in enumerate(config.mounts):
+        mount = views.get(index, each)
+        if mount is None:
+            continue
         if index in by_index:
             plan += _bind(mount, by_index[index], layout, is_locked=is_locked)
         elif index in memory:
@@ -163,6 +168,11 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
         else:
             plan.append(_filesystem(mount, layout))
     return plan
+
+
+def is_of_guest(mount: Mount, config: Config) -> bool:
+    """Whether a bind shows something of the guest's in place of its source on the host."""
+    return is_guest_shm(mount, config) or is_host_cgroup(mount)
 
 
 def is_guest_shm(mount: Mount, config: Config) -> bool:
@@ -222,7 +232,7 @@ def _below(plan: dict[str, object], each: Below) -> dict[str, object]:
 
 def _filesystem(mount: Mount, layout: Layout) -> dict[str, object]:
     options = parse_options(mount.options)
-    if mount.type in ("cgroup", "cgroup2"):
+    if mount.type in CGROUP_TYPES:
         # The guest has cgroup v2 only; options of v1 (controllers, name=) mean nothing to it.
         return _mount(mount, "cgroup", "cgroup2", options) | {"data": ""}
     disk = layout.disks.get(source_number(mount.source) or (0, 0)) if layout.disks else None
