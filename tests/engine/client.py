@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .dockerd import Dockerd, wait_until
+from .patience import PATIENCE_SECONDS
 from .terminal import Terminal
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = PATIENCE_SECONDS
 """No single docker command of these tests has a reason to take longer."""
 
 _names = itertools.count(1)

@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-START_SECONDS = 30.0
-STOP_SECONDS = 30.0
+from .patience import PATIENCE_SECONDS
+
+START_SECONDS = PATIENCE_SECONDS
+STOP_SECONDS = PATIENCE_SECONDS
 POLL_SECONDS = 0.02
 GATEWAY = "172.31.200.1"
 """Address of docker0, the "host" that a container on the default bridge sees."""
@@ -36,7 +38,7 @@ class EngineError(RuntimeError):
     """dockerd did not do what the tests need; the message carries the tail of its log."""
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Poll *condition* until it holds; AssertionError naming *what* after *seconds*.
 
     For states that nothing signals to us. ``select`` on nothing is the pause between two looks.
@@ -90,7 +92,7 @@ class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=10)
+        super().__init__("localhost", timeout=PATIENCE_SECONDS)
         self._path = path
 
     def connect(self) -> None:

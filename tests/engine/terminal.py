@@ -14,10 +14,18 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-TIMEOUT_SECONDS = 20.0
+from .patience import PATIENCE_SECONDS
+
+TIMEOUT_SECONDS = PATIENCE_SECONDS
 CTRL_C = b"\x03"
 DETACH = b"\x10\x11"
 """Ctrl-P Ctrl-Q, docker's default keys to leave a container running."""
+
+
+def shown_size(rows: int, columns: int) -> str:
+    """A line for a shell that shows this size of its terminal, as soon as it has it."""
+    # Not as it is typed: what is echoed is no answer.
+    return f'until [ "$(stty size | tr " " x)" = {rows}x{columns} ]; do sleep 0.1; done; stty size'
 
 
 class Terminal:

@@ -7,6 +7,7 @@ import pytest
 from .client import Docker
 from .dockerd import wait_until
 from .image import EXTRA_GROUP_ID, IMAGE, USER_ID
+from .patience import PATIENCE_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_side_by_side(docker: Docker, idle: str) -> None:
         docker.popen("exec", idle, "sh", "-c", script.format(number)) for number in range(1, 6)
     ]
     for number, process in enumerate(running, 1):
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert (output, process.returncode) == (b"%d\n" % number * 5, number)
 
 
@@ -90,7 +91,7 @@ def test_ends_with_the_container(docker: Docker) -> None:
     assert process.stdout is not None
     assert process.stdout.read(3) == b"up\n"
     docker("kill", name)
-    process.communicate(timeout=30)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 137
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .client import Docker
+from .dockerd import wait_until
 from .image import IMAGE
 
 
@@ -94,11 +95,7 @@ def test_healthcheck(docker: Docker) -> None:
     options = ("--health-cmd", "test -e /healthy", "--health-interval", "300ms")
     script = "usleep 100000; touch /healthy; sleep 1000"
     name = docker.start(*options, IMAGE, "sh", "-c", script)
-    deadline = time.monotonic() + 15
-    status = ""
-    while status != "healthy" and time.monotonic() < deadline:
-        status = docker.state(name)["Health"]["Status"]
-    assert status == "healthy"
+    wait_until(lambda: docker.state(name)["Health"]["Status"] == "healthy", "it is healthy")
 
 
 def test_host_name_is_short_id(docker: Docker, idle: str) -> None:

@@ -12,7 +12,7 @@ from .host import boot_id, kernel_release
 from .image import IMAGE
 
 BOMB = "bomb() { bomb | bomb & }; echo lit; bomb; sleep 1000"
-CRASH = "echo about to; sync; echo c > /proc/sysrq-trigger; sleep 20; echo still here"
+CRASH = "echo about to; sync; echo c > /proc/sysrq-trigger; sleep 1000; echo still here"
 READ_BOOT_ID = "cat /proc/sys/kernel/random/boot_id"
 
 pytestmark = pytest.mark.vm_only

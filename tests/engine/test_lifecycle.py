@@ -11,6 +11,7 @@ import pytest
 from .client import Docker
 from .dockerd import wait_until
 from .image import IMAGE
+from .patience import PATIENCE_SECONDS
 
 TICKS = "i=0; while :; do i=$((i+1)); echo tick $i; usleep 100000; done"
 HANDLES = "trap 'echo got {0}; exit {1}' {0}; echo ready; while :; do usleep 50000; done"
@@ -136,7 +137,7 @@ def test_logs_follow(docker: Docker) -> None:
     assert follower.stdout is not None
     assert follower.stdout.readline() == b"first\n"
     docker.sh(name, "echo word > /go")
-    output, _ = follower.communicate(timeout=30)
+    output, _ = follower.communicate(timeout=PATIENCE_SECONDS)
     assert (output, follower.returncode) == (b"last word\n", 0)
 
 
@@ -157,7 +158,7 @@ def test_attach(docker: Docker) -> None:
     attached.stdin.write(b"word\n")
     attached.stdin.flush()
     assert attached.stdout.readline() == b"got word\n"
-    attached.communicate(timeout=30)
+    attached.communicate(timeout=PATIENCE_SECONDS)
     assert attached.returncode == 5
 
 
@@ -169,7 +170,7 @@ def test_attach_passes_signals(docker: Docker) -> None:
     wait_until(lambda: _catches(attached.pid, signal.SIGINT), "the docker command listens")
     wait_until(lambda: "attach" in docker.engine.log_tail(5), "dockerd has attached")
     os.kill(attached.pid, signal.SIGINT)
-    output, _ = attached.communicate(timeout=30)
+    output, _ = attached.communicate(timeout=PATIENCE_SECONDS)
     assert (output, attached.returncode) == (b"got INT\n", 7)
 
 
@@ -206,5 +207,5 @@ def test_many_at_once(docker: Docker) -> None:
         for number in range(1, 6)
     ]
     for number, process in enumerate(running, 1):
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert (output, process.returncode) == (b"%d\n" % number, number)

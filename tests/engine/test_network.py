@@ -13,6 +13,7 @@ import pytest
 from .client import Docker, host_path
 from .dockerd import GATEWAY, Dockerd, wait_until
 from .image import IMAGE
+from .patience import PATIENCE_SECONDS
 
 SERVE = "echo {0} > /index.html; exec httpd -f -p 80 -h /"
 HOST_PORT = 8080
@@ -68,7 +69,9 @@ def _get_from_host(docker: Docker, url: str) -> str:
     found: list[str] = []
 
     def answered() -> bool:
-        done = subprocess.run(argv, capture_output=True, check=False, text=True, timeout=30)
+        done = subprocess.run(
+            argv, capture_output=True, check=False, text=True, timeout=PATIENCE_SECONDS
+        )
         found.append(done.stdout)
         return done.returncode == 0
 
@@ -115,7 +118,9 @@ def test_published_udp_port(docker: Docker) -> None:
     name = docker.start("-p", "8053:53/udp", *host_programs, IMAGE, "perl", "-e", UDP_ECHO)
     docker.wait_for_log(name, "listening")
     argv = docker.engine.in_network(sys.executable, "-c", UDP_CLIENT, GATEWAY, "8053")
-    done = subprocess.run(argv, capture_output=True, check=False, text=True, timeout=30)
+    done = subprocess.run(
+        argv, capture_output=True, check=False, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.stdout == "got a datagram\n", done.stderr
 
 
@@ -266,7 +271,7 @@ def test_the_first_network_goes_and_the_second_stays(docker: Docker) -> None:
     gateway = docker.inspect(name)["NetworkSettings"]["Networks"][second]["Gateway"]
     assert f"default via {gateway} dev eth1" in docker.sh(name, "ip route")
     assert docker.sh(name, f"{GET} http://{docker.address(server)}/") == server
-    wait_until(lambda: "ended" in docker.sh(name, "cat /tmp/ping"), "ping has ended", 20)
+    wait_until(lambda: "ended" in docker.sh(name, "cat /tmp/ping"), "ping has ended")
     assert " 0% packet loss" in docker.sh(name, "cat /tmp/ping")
 
 

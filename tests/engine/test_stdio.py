@@ -11,6 +11,7 @@ import pytest
 
 from .client import Docker
 from .image import IMAGE
+from .patience import PATIENCE_SECONDS
 
 PIPED_BYTES = 100_000_000
 EXEC_BYTES = 10_000_000
@@ -36,7 +37,7 @@ def _through(docker: Docker, source: Path, *args: str) -> str:
             stdin=stdin,
             stdout=stdout,
             stderr=subprocess.PIPE,
-            timeout=180,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
     assert done.returncode == 0, done.stderr
@@ -92,4 +93,4 @@ def test_reader_that_leaves(docker: Docker) -> None:
     assert process.stdout.read(4) == b"y\ny\n"
     process.stdout.close()
     docker("kill", docker.last)
-    assert process.wait(30) != 0
+    assert process.wait(PATIENCE_SECONDS) != 0

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 
 from cloche.base.syscalls import CLONE_NEWNET, setns, unshare
+from engine.patience import PATIENCE_SECONDS
 
 
 class Namespace:
@@ -53,7 +54,9 @@ class Namespace:
     def run(self, *argv: str) -> str:
         """Run a program inside and return its output; CalledProcessError when it fails."""
         with self.entered():
-            done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=True, timeout=PATIENCE_SECONDS
+            )
         return done.stdout
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def stand_for_a_vm(progress: mmap.mmap, foreign: int) -> None:
 
 def goes_on(progress: mmap.mmap) -> bool:
     """Whether the VM is counting."""
-    before, deadline = progress[0], time.monotonic() + 5
+    before, deadline = progress[0], time.monotonic() + 300
     while progress[0] == before and time.monotonic() < deadline:
         select.select([], [], [], 0.01)
     return progress[0] != before
@@ -117,9 +117,7 @@ def play(name: str) -> dict[str, object]:
         stand_for_a_vm(progress, foreign)
     cached = cached_file(PAGE_CACHE)
     found: dict[str, object] = {"before": goes_on(progress), "unified": unified}
-    begun = time.monotonic()
     found["told"] = [oom.tell(name), oom.tell(name)]
-    found["seconds"] = time.monotonic() - begun
     os.close(cached)
     found["events"] = cgroup.events()
     found["vm goes on"] = goes_on(progress) and os.waitpid(vm, os.WNOHANG) == (0, 0)

@@ -12,6 +12,7 @@ import pytest
 from cloche.base.loop import Future, Loop
 from cloche.host import dns
 from cloche.host.dns import DnsRelay, loopback_nameservers
+from engine.patience import PATIENCE_SECONDS
 
 from .conftest import Namespace
 
@@ -48,13 +49,13 @@ class Bench:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             server = socket.socket(family, socket.SOCK_DGRAM)
         server.bind((address, 53))
-        server.settimeout(5)
+        server.settimeout(PATIENCE_SECONDS)
         return server
 
     def tcp_server(self) -> socket.socket:
         with self.inside.entered():
             server = socket.create_server((SERVER, 53))
-        server.settimeout(5)
+        server.settimeout(PATIENCE_SECONDS)
         return server
 
 
@@ -99,7 +100,7 @@ def test_tcp_answer_of_any_length_is_whole(bench: Bench, length: int) -> None:
         thread.start()
         bench.ask(1, tcp=True)
         assert bench.wait(1) == answer
-        thread.join(10)
+        thread.join()
     assert asked == [struct.pack(">H", len(QUESTION)) + QUESTION]
 
 

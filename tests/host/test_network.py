@@ -17,6 +17,7 @@ import pytest
 from cloche.base.errors import ClocheError
 from cloche.host.network import connect, scan
 from cloche.host.taps import Tap, open_taps
+from engine.patience import PATIENCE_SECONDS
 
 from .conftest import Namespace
 from .guest import Guest
@@ -100,7 +101,7 @@ def transfer(source: Namespace, target: Namespace, address: str, size: int) -> N
         thread = threading.Thread(target=receive)
         thread.start()
         with source.entered():
-            client = socket.create_connection(server.getsockname()[:2], timeout=30)
+            client = socket.create_connection(server.getsockname()[:2], timeout=PATIENCE_SECONDS)
         with client:
             client.sendall(data)
         thread.join(30)
@@ -186,7 +187,7 @@ def test_macvlan_delivers_unicast_and_multicast(site: Site) -> None:
         member.bind(("", 5353))
         group = socket.inet_aton("239.1.2.3") + socket.inet_aton("10.0.0.2")
         member.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
-        member.settimeout(5)
+        member.settimeout(PATIENCE_SECONDS)
         sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.0.0.1"))
         sender.sendto(b"to the group", ("239.1.2.3", 5353))
         assert member.recv(100) == b"to the group"
@@ -205,7 +206,7 @@ def test_resolver_inside_the_namespace_still_gets_answers(
     with tcp_server(site.peer, server, 53) as listener:
         for place in (site.inside, site.outside):
             with place.entered():
-                connection = socket.create_connection((server, 53), timeout=5)
+                connection = socket.create_connection((server, 53), timeout=PATIENCE_SECONDS)
             accepted, _ = listener.accept()
             with connection, accepted:
                 connection.sendall(b"question")
@@ -234,7 +235,7 @@ def test_other_packets_do_not_reach_the_namespace_itself(site: Site) -> None:
     site.connect()
     hidden = listen(site.inside, "10.0.0.2")
     with hidden, site.peer.entered(), pytest.raises(ConnectionRefusedError):
-        socket.create_connection(hidden.getsockname(), timeout=5)
+        socket.create_connection(hidden.getsockname(), timeout=PATIENCE_SECONDS)
     with udp(site.inside, "10.0.0.2", 5000) as hidden_udp, udp(site.peer, "10.0.0.1") as sender:
         hidden_udp.settimeout(0.3)
         sender.sendto(b"x", ("10.0.0.2", 5000))
@@ -321,7 +322,7 @@ def is_unreachable(frame: bytes) -> bool:
 def udp(place: Namespace, address: str, port: int = 0) -> socket.socket:
     with place.entered():
         made = socket.socket(_family(address), socket.SOCK_DGRAM)
-    made.settimeout(5)
+    made.settimeout(PATIENCE_SECONDS)
     made.bind((address, port))
     return made
 
@@ -329,7 +330,7 @@ def udp(place: Namespace, address: str, port: int = 0) -> socket.socket:
 def tcp_server(place: Namespace, address: str, port: int) -> socket.socket:
     with place.entered():
         made = socket.create_server((address, port), family=_family(address))
-    made.settimeout(5)
+    made.settimeout(PATIENCE_SECONDS)
     return made
 
 

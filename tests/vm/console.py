@@ -13,7 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-TIMEOUT_SECONDS = 20.0
+from engine.patience import PATIENCE_SECONDS
+
+TIMEOUT_SECONDS = PATIENCE_SECONDS
 
 
 class ConsoleSocket:

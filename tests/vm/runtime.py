@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from engine.patience import PATIENCE_SECONDS
 from engine.terminal import Terminal
 
 from . import host
 from .bundles import Bundle
 
-TIMEOUT_SECONDS = 300.0
+TIMEOUT_SECONDS = PATIENCE_SECONDS
 """Only what hangs takes so long: on a busy machine a start that makes a template takes minutes."""
 
 _numbers = itertools.count(1)

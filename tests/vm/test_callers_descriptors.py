@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cloche.base import syscalls
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -52,7 +53,7 @@ class Caller:
         for writer in self._writers:
             os.close(writer)
         self._writers.clear()
-        ready, _, _ = select.select([self._reader], [], [], 20)
+        ready, _, _ = select.select([self._reader], [], [], PATIENCE_SECONDS)
         assert ready, f"the pipe does not end: {self.holders()}"
         assert os.read(self._reader, 1) == b""
         os.close(self._lock)

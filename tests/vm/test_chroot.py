@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .frozen import is_thawed, limited, own_data_root, warnings
 from .runtime import Runtime
@@ -43,7 +45,9 @@ def run_inside(cloche: Runtime, chroot: Path, bundle: Bundle) -> str:
     """Run *bundle* in a chroot; what it prints."""
     words = [*cloche.argv, "run", "--bundle", bundle.save(), cloche.new_id()]
     argv = ["chroot", str(chroot), *map(str, words)]
-    done = subprocess.run(argv, env=cloche.env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        argv, env=cloche.env, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert (done.stderr, done.returncode) == ("", 0)
     return done.stdout
 

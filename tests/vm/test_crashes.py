@@ -15,6 +15,7 @@ import pytest
 from cloche.base import syscalls
 from cloche.vmm.launch import NOT_STARTED, launch_qemu
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -42,7 +43,7 @@ def test_a_killed_process_takes_the_container_along(
     container: Container = request.getfixturevalue(stage)
     cloche = container.runtime
     os.kill(victim_of(container, role), signal.SIGKILL)
-    assert container.wait(20) == (137 if role == "qemu" else -signal.SIGKILL)
+    assert container.wait(PATIENCE_SECONDS) == (137 if role == "qemu" else -signal.SIGKILL)
     wait_until(lambda: host.processes(cloche.root) == [], "QEMU has ended too")
     assert container.status == "stopped"
     assert "cannot exec in a stopped container" in cloche.fails(
@@ -58,7 +59,7 @@ def test_an_exec_ends_when_its_vm_is_killed(running: Container, role: str) -> No
     assert client.stdout is not None
     assert client.stdout.readline() == b"up\n"
     os.kill(victim_of(running, role), signal.SIGKILL)
-    assert client.wait(20) == 137
+    assert client.wait(PATIENCE_SECONDS) == 137
     running.wait()
 
 
@@ -72,7 +73,7 @@ def test_run_ends_when_its_vm_is_killed(cloche: Runtime, bundle: Bundle, role: s
     found = {command.split()[0].rpartition("/")[2][:4]: pid for pid, command in commands}
     # The first python is `run` itself, the last one its supervisor.
     os.kill(found["qemu"] if role == "qemu" else found["pyth"], signal.SIGKILL)
-    assert client.wait(20) == 137
+    assert client.wait(PATIENCE_SECONDS) == 137
     wait_until(lambda: cloche.leftovers() == [], "run has cleaned up")
 
 
@@ -92,7 +93,7 @@ def test_a_creation_that_is_killed_midway(
     for pid in victims(cloche, process.pid, victim):
         with contextlib.suppress(ProcessLookupError):  # it was quicker than we
             os.kill(pid, signal.SIGKILL)
-    process.wait(20)
+    process.wait(PATIENCE_SECONDS)
     if victim == "create":
         # Its supervisor notices, and gives up on a container that nobody waits for.
         wait_until(lambda: is_settled(cloche, name), "the supervisor has ended or serves")
@@ -125,7 +126,7 @@ def test_a_start_that_is_killed_as_its_cgroup_is_made(
     wait_until(lambda: host.cgroups(name) != [], "the cgroup is there")
     for pid in [process.pid, *victims(cloche, process.pid, "supervisor")]:
         os.kill(pid, signal.SIGKILL)
-    process.wait(20)
+    process.wait(PATIENCE_SECONDS)
     wait_until(lambda: is_abandoned(cloche, name), "all its processes have ended")
     assert host.cgroups(name) != []
     if cleaner == "delete":
@@ -162,7 +163,7 @@ def test_an_interrupted_run_leaves_nothing(cloche: Runtime, bundle: Bundle) -> N
     process = cloche.popen("run", "--bundle", bundle.save(), name)
     wait_until((cloche.root / name / "qemu.log").exists, "QEMU boots")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(PATIENCE_SECONDS) == 130
     assert cloche.leftovers() == []
 
 
@@ -181,7 +182,7 @@ def test_a_start_that_is_given_up_while_the_guest_boots(
     until = time.monotonic() + 0.3
     wait_until(lambda: time.monotonic() > until, "the supervisor has heard of it")
     process.send_signal(number)
-    assert process.wait(20) == (130 if number == signal.SIGINT else -number)
+    assert process.wait(PATIENCE_SECONDS) == (130 if number == signal.SIGINT else -number)
     wait_until(lambda: host.processes(cloche.root) == [], "the VM has been given up")
     cloche("delete", "--force", name)
     assert cloche.leftovers() == []
@@ -194,7 +195,7 @@ def test_a_guest_that_panics(cloche: Runtime, bundle: Bundle) -> None:
     bundle.without_mount("/proc").mount("/proc", "proc")
     bundle.linux["readonlyPaths"] = bundle.linux["maskedPaths"] = []
     container = cloche.start(bundle.sh("echo up; echo c >/proc/sysrq-trigger; sleep 1000"))
-    assert container.wait(30) == 137
+    assert container.wait(PATIENCE_SECONDS) == 137
     assert container.output == "up"
     cloche("delete", container.id)
 
@@ -203,7 +204,7 @@ def test_a_guest_that_reboots(cloche: Runtime, bundle: Bundle) -> None:
     bundle.capabilities("CAP_SYS_ADMIN", "CAP_SYS_BOOT")
     bundle.linux["readonlyPaths"] = bundle.linux["maskedPaths"] = []
     container = cloche.start(bundle.sh("echo b >/proc/sysrq-trigger; sleep 1000"))
-    assert container.wait(30) == 137
+    assert container.wait(PATIENCE_SECONDS) == 137
 
 
 def test_a_fork_bomb_stays_in_its_vm(cloche: Runtime, bundle: Bundle) -> None:
@@ -236,7 +237,7 @@ def _launch_and_end(log: str) -> None:
     def too_late(option: int, value: int) -> None:
         if option == syscalls.PR_SET_PDEATHSIG:
             os.write(told, b"now")
-            select.select([own], [], [], 10)
+            select.select([own], [], [], PATIENCE_SECONDS)
         ask(option, value)
 
     syscalls.prctl = too_late
@@ -265,6 +266,6 @@ def test_a_supervisor_that_ends_while_it_starts_qemu(folder: Path) -> None:
         return NOT_STARTED in ended
 
     try:
-        wait_until(reaped, "QEMU has not begun", 10)
+        wait_until(reaped, "QEMU has not begun")
     finally:
         subprocess.run(["pkill", "-KILL", "-f", f"^{' '.join(ORPHAN)}$"])

@@ -17,6 +17,7 @@ from cloche.host.cgroup import hierarchies
 from cloche.image.store import list_images, remove_image
 from cloche.model.config import load_settings
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 from engine.terminal import CTRL_C
 
 from . import host
@@ -218,7 +219,7 @@ def test_signals_are_passed_on(cloche: Runtime, root: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=30)[0] == b"got\n"
+    assert process.communicate(timeout=PATIENCE_SECONDS)[0] == b"got\n"
     assert process.returncode == 9
 
 

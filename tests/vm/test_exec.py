@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
 from .runtime import Container, Runtime
@@ -121,7 +122,7 @@ def test_detach_leaves_a_process_that_stands_for_it(idle: Container) -> None:
 
 def test_detached_output_goes_where_its_stdout_is(idle: Container) -> None:
     result = idle.runtime.popen("exec", "--detach", idle.id, "sh", "-c", "sleep 0.3; echo late")
-    output, _ = result.communicate(timeout=30)
+    output, _ = result.communicate(timeout=PATIENCE_SECONDS)
     assert (result.returncode, output) == (0, b"late\n")
 
 
@@ -155,7 +156,7 @@ def test_ten_at_once(idle: Container) -> None:
         for number in range(10)
     ]
     for number, client in enumerate(clients):
-        output, _ = client.communicate(timeout=60)
+        output, _ = client.communicate(timeout=PATIENCE_SECONDS)
         assert (output, client.returncode) == (f"{number}\n".encode(), number)
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .runtime import Container, Runtime
 
@@ -185,5 +187,5 @@ def test_paused(running: Container) -> None:
     assert "cannot exec in a paused container" in message
     waiting = running.runtime.popen("exec", "--ignore-paused", running.id, "echo", "done")
     running.runtime("resume", running.id)
-    stdout, _ = waiting.communicate(timeout=30)
+    stdout, _ = waiting.communicate(timeout=PATIENCE_SECONDS)
     assert (waiting.returncode, stdout) == (0, b"done\n")

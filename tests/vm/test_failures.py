@@ -16,6 +16,7 @@ from cloche.guest.guest import Guest, current_guest
 from cloche.guest.kernel import load_kernel
 from cloche.model.config import load_settings
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -131,7 +132,7 @@ def test_a_missing_template_is_made_once_by_two(
     small.save()
     processes = [cloche.popen("run", "--bundle", small.path, cloche.new_id()) for _ in range(2)]
     for process in processes:
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
         assert (output, process.returncode) == (b"ran\n", 0)
     assert len(templates(data_root)) == 1
     notes = cloche.messages("warning")
@@ -145,7 +146,7 @@ def test_a_killed_maker_of_a_template_leaves_nothing_in_the_end(
     cloche: Runtime, data_root: Path, small: Bundle
 ) -> None:
     process = cloche.popen("run", "--bundle", small.save(), name := cloche.new_id())
-    wait_until(lambda: list(data_root.glob("templates/.new-*/qemu.log")) != [], "QEMU boots", 20)
+    wait_until(lambda: list(data_root.glob("templates/.new-*/qemu.log")) != [], "QEMU boots")
     for pid, _ in host.processes(cloche.root):
         os.kill(pid, 9)
     process.wait()

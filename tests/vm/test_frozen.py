@@ -15,6 +15,7 @@ import pytest
 from cloche.vmm.argv import NIC_SLOTS
 from cloche.vmm.ptrace import Thread
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
 from .frozen import command_line, has_ended, is_thawed, open_files, qemu, status, threads
@@ -216,8 +217,8 @@ def test_the_memory_is_open_for_reading_only(thawed: Container) -> None:
 def test_it_dies_with_its_supervisor(thawed: Container) -> None:
     pid = qemu(thawed)
     os.kill(thawed.pid, signal.SIGKILL)
-    assert thawed.wait(20) == -signal.SIGKILL
-    wait_until(lambda: has_ended(thawed.runtime.root), "QEMU has ended", 10)
+    assert thawed.wait(PATIENCE_SECONDS) == -signal.SIGKILL
+    wait_until(lambda: has_ended(thawed.runtime.root), "QEMU has ended")
     # It is ours now, being an orphan (see conftest.program).
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
@@ -350,18 +351,19 @@ def test_the_hosts_clock_was_higher_when_it_was_frozen(
     rebooted.write_text(f'#!/bin/sh\nexec unshare {clocks} -- {cloche.program} "$@"\n')
     rebooted.chmod(0o755)
     cloche.program = rebooted
-    begin = time.monotonic()
+    begin, date = time.monotonic(), time.time()
     container = cloche.start(bundle.sh("sleep 2; date +%s; sleep 1000"))
     own = os.readlink(f"/proc/{qemu(container)}/ns/time")
     assert own != os.readlink("/proc/self/ns/time")
     assert is_thawed(container)
-    wait_until(lambda: container.output != "", "two seconds have passed in the guest", 20)
-    assert 2 < time.monotonic() - begin < 6
-    assert time.time() - 3 < int(container.output) <= time.time() + 1
+    wait_until(lambda: container.output != "", "two seconds have passed in the guest")
+    assert time.monotonic() - begin > 2
+    assert date + 1 < int(container.output) <= time.time() + 1
     before = time.monotonic()
     assert container.sh("sleep 1; echo done").output == "done"
-    assert 1 < time.monotonic() - before < 4
-    assert abs(float(container.sh("date +%s").output) - time.time()) < 2
+    assert time.monotonic() - before > 1
+    date = time.time()
+    assert date - 2 < float(container.sh("date +%s").output) < time.time() + 2
     assert cloche.messages("warning") == []
 
 

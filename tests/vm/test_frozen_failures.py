@@ -23,6 +23,7 @@ from cloche.vmm.frozen import load_frozen
 from cloche.vmm.script import PAGE, RETURN, SPAWN
 from cloche.vmm.template import load_template
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -249,7 +250,7 @@ def test_a_failed_thaw_and_a_boot_that_fails(
         os.truncate(kernel, size)
     process = cloche.popen("run", "--bundle", small.save(), cloche.new_id())
     try:
-        _, errors = process.communicate(timeout=15)
+        _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     finally:
         for pid, _ in host.processes(cloche.root):
             os.kill(pid, signal.SIGKILL)
@@ -319,7 +320,7 @@ def test_of_two_that_want_the_same_one_makes_it(
     small.sh("echo ran").save()
     processes = [cloche.popen("run", "--bundle", small.path, cloche.new_id()) for _ in range(2)]
     for process in processes:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=PATIENCE_SECONDS)
         assert (output, process.returncode) == (b"ran\n", 0), errors
     # One makes it; the other one does not wait for that.
     assert warnings(cloche) == f"VM: no frozen QEMU of {SIZE}: made one"
@@ -335,7 +336,7 @@ def test_a_killed_maker_leaves_nothing_in_the_end(
     process = cloche.popen("run", "--bundle", small.save(), name := cloche.new_id())
     templates = frozen.root / "templates"
     prefix = work_prefix(os.path.realpath(templates))
-    wait_until(lambda: list(Path(SHARES).glob(f"{prefix}*/qemu.log")) != [], "QEMU runs", 20)
+    wait_until(lambda: list(Path(SHARES).glob(f"{prefix}*/qemu.log")) != [], "QEMU runs")
     for pid, _ in host.processes(cloche.root):
         os.kill(pid, 9)
     process.wait()

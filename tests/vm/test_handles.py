@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .runtime import Container, Runtime
 
@@ -24,7 +26,7 @@ def quietly(runtime: Runtime, *words: object) -> tuple[int, str]:
     """Run a command whose process goes on to live; its exit code and what it says."""
     log = runtime.directory / "said"
     with open(log, "wb") as file:
-        code = runtime.popen(*words, stdin=NULL, stdout=NULL, stderr=file).wait(60)
+        code = runtime.popen(*words, stdin=NULL, stdout=NULL, stderr=file).wait(PATIENCE_SECONDS)
     return code, log.read_text()
 
 
@@ -44,7 +46,7 @@ def test_exec_in_the_foreground_writes_its_pid(
     while not file.exists():
         assert process.poll() is None
     os.kill(int(file.read_text()), 0)
-    process.communicate(b"\n", timeout=60)
+    process.communicate(b"\n", timeout=PATIENCE_SECONDS)
     assert process.returncode == 7
     assert file.exists()
 
@@ -84,7 +86,7 @@ def listener(folder: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(folder / "pidfd.sock"))
         listener.listen()
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE_SECONDS)
         yield listener
 
 
@@ -112,7 +114,7 @@ def test_a_pidfd_of_a_container(
     kind, pidfd = receive(listener)
     assert (kind, pid_of(pidfd)) == (b"standard", container.pid)
     container.end()
-    assert select.select([pidfd], [], [], 60)[0]
+    assert select.select([pidfd], [], [], PATIENCE_SECONDS)[0]
     os.close(pidfd)
 
 
@@ -123,7 +125,7 @@ def test_a_pidfd_of_an_exec(running: Container, folder: Path, listener: socket.s
     kind, pidfd = receive(listener)
     assert (kind, pid_of(pidfd)) == (b"setns", int(file.read_text()))
     os.kill(pid_of(pidfd), 15)  # handed on
-    assert select.select([pidfd], [], [], 60)[0]
+    assert select.select([pidfd], [], [], PATIENCE_SECONDS)[0]
     assert MARK not in running.sh("ps").output
     os.waitpid(int(file.read_text()), 0)
     os.close(pidfd)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -21,7 +22,9 @@ def look(container: Container, *argv: str) -> list[str]:
     """The lines that *argv* prints in the mount namespace of *container*'s process."""
     # Not the host's programs: what is looked at may hold none of them.
     enter = ["nsenter", "-t", str(container.pid), "-m", "--", *argv]
-    done = subprocess.run(enter, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        enter, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
     return done.stdout.split()
 
 

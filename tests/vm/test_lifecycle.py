@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -217,7 +218,7 @@ def test_of_two_creates_of_one_id_one_succeeds(cloche: Runtime, bundle: Bundle) 
         )
         for _ in range(2)
     ]
-    codes = sorted(process.wait(60) for process in both)
+    codes = sorted(process.wait(PATIENCE_SECONDS) for process in both)
     assert codes == [0, 1]
     cloche("start", name)
     assert cloche("state", name).json()["status"] == "running"
@@ -234,9 +235,9 @@ def test_run_outlives_signals_that_come_while_the_vm_starts(
     cloche: Runtime, bundle: Bundle
 ) -> None:
     process = cloche.popen("run", "--bundle", bundle.sh(LISTENER).save(), name := cloche.new_id())
-    wait_until((cloche.root / name / "qemu.log").exists, "QEMU has been started", 20)
+    wait_until((cloche.root / name / "qemu.log").exists, "QEMU has been started")
     process.send_signal(signal.SIGUSR1)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     process.terminate()
-    assert process.wait(20) == 3
+    assert process.wait(PATIENCE_SECONDS) == 3

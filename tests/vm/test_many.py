@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 
+from engine.patience import PATIENCE_SECONDS
+
 from . import host
 from .bundles import Bundle
 from .runtime import Container, Runtime
@@ -36,7 +38,7 @@ def test_some_runs_at_once(cloche: Runtime, bundle: Bundle) -> None:
             for _ in range(AT_ONCE)
         ]
         for number, process in enumerate(processes):
-            output, _ = process.communicate(f"{number}\n".encode(), timeout=60)
+            output, _ = process.communicate(f"{number}\n".encode(), timeout=PATIENCE_SECONDS)
             assert (output, process.returncode) == (f"{number}\n".encode(), number)
     assert cloche.leftovers() == []
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .host import qemu_of
 from .runtime import Container, Runtime
@@ -87,7 +89,7 @@ def test_a_reader_of_one_output_only_stalls_the_other_alone(idle: Container) -> 
     assert client.stderr is not None
     assert len(client.stdout.read(2_000_000)) == 2_000_000
     assert client.stderr.read()[200_000:] == b"end\n"
-    assert client.wait(20) == 0
+    assert client.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_closed_reader_ends_the_writer_as_a_pipe_does(idle: Container) -> None:
@@ -95,7 +97,7 @@ def test_a_closed_reader_ends_the_writer_as_a_pipe_does(idle: Container) -> None
     assert client.stdout is not None
     assert client.stdout.read(4) == b"y\ny\n"
     client.stdout.close()
-    client.wait(20)
+    client.wait(PATIENCE_SECONDS)
     assert idle.sh("cat /tmp/code").output == str(128 + signal.SIGPIPE)
 
 
@@ -104,13 +106,13 @@ def test_a_closed_reader_does_not_end_the_container(cloche: Runtime, bundle: Bun
     process = cloche.popen("run", "--bundle", bundle.save(), cloche.new_id())
     assert process.stdout is not None
     process.stdout.close()
-    process.wait(30)
+    process.wait(PATIENCE_SECONDS)
     assert (bundle.rootfs / "done").exists()
 
 
 def test_a_process_that_reads_nothing_does_not_wait_for_its_input(idle: Container) -> None:
     client = idle.runtime.popen("exec", idle.id, "true", stdin=subprocess.PIPE)
-    assert client.wait(20) == 0  # although its stdin is open still
+    assert client.wait(PATIENCE_SECONDS) == 0  # although its stdin is open still
     assert client.stdin is not None
     client.stdin.close()
 
@@ -123,7 +125,11 @@ def test_input_is_not_taken_from_those_who_come_after(idle: Container, folder: P
         {" ".join(idle.runtime.argv)} exec {idle.id} echo got $line </dev/null
     done <{file}"""
     output = subprocess.run(
-        ["sh", "-c", script], capture_output=True, check=True, timeout=60, env=idle.runtime.env
+        ["sh", "-c", script],
+        capture_output=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
+        env=idle.runtime.env,
     ).stdout
     assert output.split() == b"got 1 got 2 got 3".split()
 
@@ -134,7 +140,12 @@ def test_files_as_standard_streams(idle: Container, folder: Path) -> None:
     with open(folder / "in", "rb") as source, open(folder / "out", "wb") as target:
         argv = [*idle.runtime.argv, "exec", idle.id, "cat"]
         subprocess.run(
-            argv, stdin=source, stdout=target, check=True, timeout=60, env=idle.runtime.env
+            argv,
+            stdin=source,
+            stdout=target,
+            check=True,
+            timeout=PATIENCE_SECONDS,
+            env=idle.runtime.env,
         )
     assert (folder / "out").read_bytes() == data
 
@@ -144,7 +155,9 @@ def test_an_output_file_is_appended_to(idle: Container, folder: Path) -> None:
     for word in ("one", "two"):
         with open(folder / "out", "ab") as target:
             argv = [*idle.runtime.argv, "exec", idle.id, "echo", word]
-            subprocess.run(argv, stdout=target, check=True, timeout=60, env=idle.runtime.env)
+            subprocess.run(
+                argv, stdout=target, check=True, timeout=PATIENCE_SECONDS, env=idle.runtime.env
+            )
     assert (folder / "out").read_text() == "before\none\ntwo\n"
 
 
@@ -152,7 +165,9 @@ def test_an_output_file_is_appended_to(idle: Container, folder: Path) -> None:
 def test_a_closed_descriptor_is_no_obstacle(idle: Container, closed: int) -> None:
     sign = "<" if closed == 0 else ">"
     script = f"exec {closed}{sign}&-; {' '.join(idle.runtime.argv)} exec {idle.id} true"
-    done = subprocess.run(["sh", "-c", script], timeout=60, check=False, env=idle.runtime.env)
+    done = subprocess.run(
+        ["sh", "-c", script], timeout=PATIENCE_SECONDS, check=False, env=idle.runtime.env
+    )
     assert done.returncode == 0
 
 
@@ -160,7 +175,9 @@ def test_our_descriptors_stay_blocking(idle: Container) -> None:
     """A shell whose stdin was made non-blocking behind its back would read EAGAIN as an end."""
     (stdin, stdin_writer), (stdout_reader, stdout) = os.pipe(), os.pipe()
     argv = [*idle.runtime.argv, "exec", idle.id, "echo", "x"]
-    subprocess.run(argv, stdin=stdin, stdout=stdout, check=True, timeout=60, env=idle.runtime.env)
+    subprocess.run(
+        argv, stdin=stdin, stdout=stdout, check=True, timeout=PATIENCE_SECONDS, env=idle.runtime.env
+    )
     assert os.get_blocking(stdin)
     assert os.get_blocking(stdout)
     assert os.read(stdout_reader, 10) == b"x\n"
@@ -193,7 +210,7 @@ def test_one_file_gets_both_outputs_in_order(cloche: Runtime, bundle: Bundle) ->
     script = "i=0; while [ $i -lt 3000 ]; do echo out $i; echo err $i >&2; i=$((i+1)); done"
     container = cloche.start(bundle.args("sleep", "1000"))
     process = cloche.popen("exec", container.id, "sh", "-c", script, stderr=subprocess.STDOUT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     expected = [f"{name} {number}" for number in range(3000) for name in ("out", "err")]
     assert output.decode().splitlines() == expected
 
@@ -203,6 +220,6 @@ def test_a_closed_error_output_leaves_the_other(cloche: Runtime, bundle: Bundle)
     process = cloche.popen(
         "run", "--bundle", bundle.save(), cloche.new_id(), stderr=subprocess.STDOUT
     )
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert b"still here" in output
     assert process.returncode == 3

@@ -13,7 +13,8 @@ from typing import IO
 
 import pytest
 
-from engine.terminal import CTRL_C
+from engine.patience import PATIENCE_SECONDS
+from engine.terminal import CTRL_C, shown_size
 
 from .bundles import Bundle
 from .console import ConsoleSocket
@@ -134,7 +135,7 @@ def test_exec_on_a_terminal_of_the_engine(idle: Container, console: ConsoleSocke
     flags = ["--tty", "--console-socket", console.path, "--detach"]
     client = idle.runtime.popen("exec", *flags, idle.id, "sh", "-c", "read a; stty size; echo $a")
     terminal = console.receive()
-    assert client.wait(20) == 0
+    assert client.wait(PATIENCE_SECONDS) == 0
     terminal.resize(12, 34)
     terminal.send(b"typed\r")
     terminal.expect("12 34")
@@ -149,7 +150,7 @@ def test_run_on_our_own_terminal(cloche: Runtime, shell: Bundle) -> None:
         terminal.line("stty size")
         terminal.expect("27 91")
         terminal.resize(28, 92)
-        terminal.line("sleep 0.1; stty size")
+        terminal.line(shown_size(28, 92))
         terminal.expect("28 92")
         terminal.line("echo up; sleep 1000")
         terminal.expect(r"\nup\r")
@@ -165,7 +166,7 @@ def test_exec_on_our_own_terminal(idle: Container) -> None:
         terminal.line("stty size")
         terminal.expect("17 71")
         terminal.resize(18, 72)
-        terminal.line("sleep 0.1; stty size")
+        terminal.line(shown_size(18, 72))
         terminal.expect("18 72")
         terminal.line("exit 4")
         assert terminal.wait() == 4
@@ -180,7 +181,7 @@ def test_our_own_terminal_is_as_it_was(cloche: Runtime, shell: Bundle) -> None:
         stdout=slave,
         stderr=slave,
     )
-    assert process.wait(30) == 0
+    assert process.wait(PATIENCE_SECONDS) == 0
     assert termios.tcgetattr(slave) == before
     assert b"bye" in os.read(master, 100)
     os.close(master)
@@ -211,12 +212,12 @@ def test_output_to_a_pipe_has_bare_line_feeds(
         source = slave if stdin == "terminal" else subprocess.DEVNULL
         words: tuple[object, ...] = ("run", "--bundle", shell.sh(script).save(), runtime.new_id())
         process = runtime.popen(*words, stdin=source, stderr=file)
-        assert process.communicate(timeout=60)[0] == shown
+        assert process.communicate(timeout=PATIENCE_SECONDS)[0] == shown
         shell.process["terminal"] = False
         container = runtime.start(shell.args("sleep", "1000"))
         words = ("exec", "--tty", container.id, "sh", "-c", script)
         process = runtime.popen(*words, stdin=source, stderr=file)
-        assert process.communicate(timeout=60)[0] == shown
+        assert process.communicate(timeout=PATIENCE_SECONDS)[0] == shown
 
 
 @contextlib.contextmanager
@@ -283,5 +284,5 @@ def test_what_is_printed_at_once_keeps_its_line_ends(cloche: Runtime, shell: Bun
     # The program may be faster than the news of its start; our terminal is to add nothing.
     words = ("run", "--bundle", shell.sh("seq 2000").save(), cloche.new_id())
     with cloche.terminal(*words) as terminal:
-        assert terminal.wait(60) == 0
+        assert terminal.wait(PATIENCE_SECONDS) == 0
     assert terminal.transcript.split(b"\r\n") == [b"%d" % each for each in range(1, 2001)] + [b""]

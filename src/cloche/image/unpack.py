@@ -124,6 +124,8 @@ def _skopeo(source: Source, work: Path, origin: str, target: str, *options: str)
     # --dest-oci-accept-uncompressed-layers skopeo 1.9 labels plain layers "+gzip", and umoci
     # cannot read them. Level 1 is for a file that lives for seconds.
     argv = ["skopeo", "copy", "--quiet", "--dest-compress-level", "1", *options]
+    if (host := os.environ.get("DOCKER_HOST")) and source.kind is Kind.DAEMON:
+        argv += ["--src-daemon-host", host]  # as docker does; skopeo does not ask for it itself
     argv += [origin, f"oci:{target}:{TAG}"]
     tools.run(f"image {source.text}", argv, work)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from engine.client import Result
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 from engine.terminal import Terminal
 
 from .scene import Scene
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = PATIENCE_SECONDS
 _names = itertools.count(1)
 
 

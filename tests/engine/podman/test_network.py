@@ -44,7 +44,7 @@ def test_names(podman: Podman) -> None:
     def fetch() -> str:
         return podman.sh(client, f"{GET} http://{server}/", code=None)
 
-    wait_until(lambda: fetch() == "served", f"{server} serves", 20)
+    wait_until(lambda: fetch() == "served", f"{server} serves")
 
 
 def test_a_network_comes_and_goes_while_the_container_runs(podman: Podman) -> None:
@@ -62,7 +62,7 @@ def test_a_network_comes_and_goes_while_the_container_runs(podman: Podman) -> No
     def fetch(host: str) -> str:
         return podman.sh(name, f"{GET} http://{host}/", code=None)
 
-    wait_until(lambda: fetch(address) == "served", f"{name} reaches {second}", 20)
+    wait_until(lambda: fetch(address) == "served", f"{name} reaches {second}")
     podman("network", "disconnect", second, name)
     wait_until(
         lambda: podman.sh(name, "ls /sys/class/net").split() == ["eth0", "lo"],
@@ -86,4 +86,4 @@ def test_published_port(podman: Podman) -> None:
         done = subprocess.run(podman.scene.inside(*words), capture_output=True, check=False)
         return done.stdout.decode()
 
-    wait_until(lambda: fetch() == "published\n", "the port answers", 20)
+    wait_until(lambda: fetch() == "published\n", "the port answers")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.dockerd import wait_until
+from engine.terminal import shown_size
 
 from .client import Podman
 from .scene import IMAGE
@@ -88,7 +89,7 @@ def test_terminal(shared: Podman, pod: str) -> None:
         terminal.expect("31 91")
         terminal.expect("/dev/pts/0")
         terminal.resize(20, 50)
-        terminal.line("sleep 0.2; stty size; exit 3")
+        terminal.line(shown_size(20, 50) + "; exit 3")
         terminal.expect("20 50")
         assert terminal.wait() == 3
 
@@ -126,7 +127,7 @@ def test_killed_stand_in(shared: Podman, pod: str, first: str) -> None:
     assert shared.state(first)["Status"] == "running"
     script = "grep -l 432[1] /proc/[0-9]*/cmdline 2>/dev/null"
     seeing = ("--pod", pod, "--pid=host", IMAGE, "sh", "-c", script)
-    wait_until(lambda: shared.run(*seeing, code=None).output == "", "its program is gone", 20)
+    wait_until(lambda: shared.run(*seeing, code=None).output == "", "its program is gone")
 
 
 def test_limits_of_a_member(shared: Podman, pod: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.dockerd import wait_until
-from engine.terminal import DETACH
+from engine.terminal import DETACH, shown_size
 
 from .client import Podman
 from .scene import IMAGE, is_own_kernel
@@ -42,7 +42,7 @@ def test_what_cannot_be_run(podman: Podman, command: str, code: int, message: st
 
 def test_killed_by_a_signal(podman: Podman) -> None:
     """128 and the number of the signal."""
-    script = "trap - TERM; kill -TERM $$; sleep 10"
+    script = "trap - TERM; kill -TERM $$; sleep 1000"
     podman.run("--init", IMAGE, "sh", "-c", script, code=143)
 
 
@@ -112,7 +112,7 @@ def test_terminal(podman: Podman) -> None:
         # busybox's sh gives the line up; the next one runs.
         terminal.expect("# ")
         terminal.resize(20, 50)
-        terminal.line("sleep 0.2; stty size; exit 7")
+        terminal.line(shown_size(20, 50) + "; exit 7")
         terminal.expect("20 50")
         assert terminal.wait() == 7
 

@@ -14,6 +14,7 @@ import pytest
 
 from cloche.base.errors import ClocheError
 from cloche.image.store import list_images, prune
+from engine.patience import PATIENCE_SECONDS
 
 from .support import Resolve, copy_of, leftovers, run, start
 
@@ -64,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(self.path)
         self.server.arrived.set()
         if self.server.delay:
-            self.server.delay.wait(60)
+            self.server.delay.wait(PATIENCE_SECONDS)
         if self.server.private:
             return self._answer(401, b'{"errors": [{"code": "UNAUTHORIZED"}]}')
         if self.path == "/v2/":
@@ -163,7 +164,7 @@ def test_what_a_dead_process_started_keeps_its_folder(registry: Registry, store:
     """skopeo outlives cloche for a moment: nobody may take the folder away below it."""
     registry.delay = Event()
     process = start(f"{registry.host}/demo/busybox:latest", store)
-    assert registry.arrived.wait(60)
+    assert registry.arrived.wait(PATIENCE_SECONDS)
     process.kill()
     process.wait()
     [name] = os.listdir(store / "images/work")

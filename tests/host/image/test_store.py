@@ -9,6 +9,7 @@ import pytest
 
 from cloche.base.errors import NotFoundError, StateError
 from cloche.image.store import hold, list_images, prune, remove_image
+from engine.patience import PATIENCE_SECONDS
 
 from .support import (
     Resolve,
@@ -22,7 +23,7 @@ from .support import (
 
 def test_two_at_once_unpack_once(archive: Path, store: Path) -> None:
     both = [start(archive, store) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0] for process in both]
+    outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert len({output.splitlines()[-1] for output in outputs}) == 1
     assert sum("packing the files" in output for output in outputs) == 1
@@ -88,7 +89,7 @@ def test_prune_keeps_what_can_still_be_named(get: Resolve, layout: Path, tmp_pat
 
 def test_prune_takes_away_what_the_dead_left(store: Path, archive: Path) -> None:
     process = start(archive, store, "unpacking")
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_SECONDS)
     with open_locked(store) as busy:
         prune(store)
         assert os.listdir(store / "images/work") == [busy.name]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 from vm.bundles import Bundle
 from vm.runtime import Runtime
 
@@ -151,7 +152,7 @@ def on_terminal(runtime: Runtime, bundle: Bundle) -> Facts:
     """``run`` on a terminal of 30 lines and 90 columns."""
     words = ("run", "--bundle", bundle.save(), runtime.new_id())
     with runtime.terminal(*words, rows=30, columns=90) as terminal:
-        code = terminal.wait(60)
+        code = terminal.wait(PATIENCE_SECONDS)
         text = terminal.transcript.decode(errors="replace")
     # runc gives the terminal its size when the program may have asked for it already.
     facts = {name: value for name, value in facts_of(text).items() if name != "misc size"}
@@ -164,7 +165,7 @@ def signalled(number: signal.Signals, ready: str = "") -> Run:
     def run(runtime: Runtime, bundle: Bundle) -> Facts:
         container = runtime.start(bundle)
         if ready:
-            wait_until(lambda: ready in container.output, f"printed {ready}", 60)
+            wait_until(lambda: ready in container.output, f"printed {ready}")
         container.kill(number.name)
         return {"exit code": str(container.wait()), "output": container.output}
 
@@ -179,7 +180,10 @@ def execed(*words: str, flags: tuple[str, ...] = (), terminal: bool = False) -> 
         argv = ("exec", *flags, container.id, *(words or ("sh", "/probe")))
         if terminal:
             with runtime.terminal(*argv, rows=31, columns=91) as screen:
-                code, text = screen.wait(60), screen.transcript.decode(errors="replace")
+                code, text = (
+                    screen.wait(PATIENCE_SECONDS),
+                    screen.transcript.decode(errors="replace"),
+                )
         else:
             result = runtime(*argv, code=None)
             code, text = result.code, result.output
@@ -263,5 +267,5 @@ def null_input(runtime: Runtime, bundle: Bundle) -> Facts:
     """``run`` with /dev/null as stdin."""
     words = ("run", "--bundle", bundle.save(), runtime.new_id())
     process = runtime.popen(*words, stdin=subprocess.DEVNULL)
-    stdout, _ = process.communicate(timeout=60)
+    stdout, _ = process.communicate(timeout=PATIENCE_SECONDS)
     return {**facts_of(stdout.decode()), "exit code": str(process.returncode)}
