@@ -104,6 +104,16 @@ test: test-deps lint ## all tests: unit, host, VM, and engines against a real do
 test-kvm: test-deps ## a core set of VM tests under real KVM, in an outer VM with emulated SVM
 	$(PY) -m pytest tests/kvm
 
+# The folder of its root, and what pytest is to do there. A root elsewhere survives a new checkout.
+TRIXIE ?= $(CURDIR)/build/trixie
+TRIXIE_TESTS ?= tests/unit tests/vm $(addprefix tests/engine/,test_run.py test_lifecycle.py \
+	test_exec.py test_stdio.py test_network.py test_volumes.py podman/test_run.py \
+	podman/test_lifecycle.py podman/test_network.py podman/test_pods.py)
+
+.PHONY: test-trixie
+test-trixie: root ## on Debian 13, in a root of its own: make install, unit and VM tests, a core of the engines'
+	@tools/trixie $(TRIXIE) $(TRIXIE_TESTS)
+
 .PHONY: test-kernel
 test-kernel: test-deps ## compile cloche's own kernel (10 minutes of CPU), then run the VM tests in it
 	@tools/packages $(KERNEL_PACKAGES)
