@@ -86,12 +86,15 @@ pub fn enable_controllers(notes: &mut Notes) {
     }
 }
 
-/// Lifts the kernel's limits on the number of processes: memory runs out first, and then a
+/// Lifts the kernel's limits on the number of processes and open files: memory runs out first, and then a
 /// container's process is killed. Else a fork bomb would keep the agent from making any.
 pub fn lift_limits(notes: &mut Notes) {
-    const LIMITS: [(&str, &str); 3] = [
+    const LIMITS: [(&str, &str); 4] = [
         ("/proc/sys/kernel/pid_max", "4194304"),
         ("/proc/sys/kernel/threads-max", "4194304"),
+        // The most that Linux takes. A host may give its processes more open files than a fresh
+        // kernel lets anybody have, and containers get what their caller has.
+        ("/proc/sys/fs/nr_open", "2147483584"),
         // Else a list of all processes goes to the slow console each time.
         ("/proc/sys/vm/oom_dump_tasks", "0"),
     ];

@@ -151,3 +151,10 @@ def test_update_of_restart_policy(docker: Docker) -> None:
     docker("update", "--restart", "on-failure:3", name)
     policy = docker.inspect(name)["HostConfig"]["RestartPolicy"]
     assert policy == {"Name": "on-failure", "MaximumRetryCount": 3}
+
+
+def test_what_no_option_names_is_the_engines(docker: Docker) -> None:
+    """Without ``--ulimit`` a container has the hard limits of dockerd, which starts the runtime."""
+    ours = docker.run(IMAGE, "cat", "/proc/self/limits").output.splitlines()
+    theirs = Path(f"/proc/{docker.engine.pid}/limits").read_text().splitlines()
+    assert [line[46:67] for line in ours] == [line[46:67] for line in theirs]

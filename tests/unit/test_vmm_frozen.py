@@ -163,12 +163,14 @@ def test_a_problem_of_another_kernel_is_no_problem(saved: Path) -> None:
     assert find(saved) == (None, "")
 
 
-def test_one_that_may_open_more_files_than_we_is_not(saved: Path) -> None:
-    """Engines and shells have different limits: what was made under the lowest serves all."""
+def test_one_that_may_open_more_files_than_we_stays(saved: Path) -> None:
+    """Engines and shells may have different limits: the highest is for all who have it."""
     write(saved, file_limit=file_limit() - 1)
-    assert find(saved)[0] is not None
-    write(saved, file_limit=file_limit() + 1)
     assert find(saved) == (None, "")
+    write(saved, file_limit=file_limit() + 1)
+    found, problem = find(saved)
+    assert found is not None
+    assert (found.files, problem) == (file_limit() + 1, "")
 
 
 def replaced(path: Path) -> None:
@@ -256,7 +258,7 @@ def test_a_damaged_one_is_none(saved: Path, damage: Callable[[Path], object]) ->
 
 
 def test_slots_without_a_tap() -> None:
-    slots, idle = Frozen("", "", "", HEADER).network([])
+    slots, idle = Frozen("", "", "", HEADER, 0).network([])
     assert slots == idle
     assert len(slots) == NIC_SLOTS
     for fd in idle:
@@ -303,4 +305,4 @@ def test_one_that_does_not_thaw_is_given_up(saved: Path) -> None:
 
 
 def test_a_user_mode_network_has_no_slots() -> None:
-    assert Frozen("", "", "", 0).network([]) == ([], [])
+    assert Frozen("", "", "", 0, 0).network([]) == ([], [])

@@ -34,6 +34,10 @@ class ConfigError(ClocheError):
     """config.json, a flag or cloche's configuration cannot be used; names the field."""
 
 
+class LimitError(ClocheError):
+    """A resource limit of this process (setrlimit(2)) is too low; names it and what is needed."""
+
+
 class StateError(ClocheError):
     """The container is in a state in which the verb cannot be carried out."""
 

@@ -229,16 +229,16 @@ def default_signals() -> None:
             _check(_libc.syscall(_RT_SIGACTION, *arguments), f"signal {number}")
 
 
-_RLIMIT_NOFILE = 7
+def get_limit(resource: int) -> tuple[int, int]:
+    """Soft and hard limit of *resource* (getrlimit(2); the resource module is one more to import).
 
-
-def hard_file_limit() -> int:
-    """The hard RLIMIT_NOFILE of this process (the resource module is one more to import)."""
+    Numbers of resources are in base.limits; no limit is 2^64 - 1.
+    """
     limits = (ctypes.c_uint64 * 2)()
-    _check(_libc.getrlimit(_RLIMIT_NOFILE, limits), "getrlimit")
-    return int(limits[1])
+    _check(_libc.getrlimit(resource, limits), "getrlimit")
+    return int(limits[0]), int(limits[1])
 
 
-def set_file_limit(most: int) -> None:
-    """Set RLIMIT_NOFILE, soft and hard; OSError on failure."""
-    _check(_libc.setrlimit(_RLIMIT_NOFILE, (ctypes.c_uint64 * 2)(most, most)), "setrlimit")
+def set_limit(resource: int, soft: int, hard: int) -> None:
+    """setrlimit(2); OSError on failure."""
+    _check(_libc.setrlimit(resource, (ctypes.c_uint64 * 2)(soft, hard)), "setrlimit")

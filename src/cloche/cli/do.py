@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloche.base.errors import ClocheError
+from cloche.base.limits import lift, own_limits
 from cloche.base.text import printable
 from cloche.cli.create import run_attached
 from cloche.cli.lifecycle import remove
@@ -57,6 +58,8 @@ class Wanted(NamedTuple):
 
 def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
     settings = load_settings()
+    limits = own_limits()
+    lift(limits)  # they are the command's, and not about the work on its image
     image = resolve(wanted.image, Path(settings.data_root), wanted.report, refresh=wanted.refresh)
     # The supervisor keeps it: nobody removes the image while the VM runs.
     held = hold(image)
@@ -80,6 +83,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
             user_network=options.network == USER_NETWORK,
             debug=context.log.is_debugging,
             keep=[held],
+            limits=limits,
         )
         return run_attached(context, request)
     finally:

@@ -9,6 +9,7 @@ import select
 from cloche.base import fastjson
 from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError, ConfigError, StateError
+from cloche.base.limits import explained, own_limits
 from cloche.cli import handles
 from cloche.cli.flags import BOOL, LIST, TEXT, Flag, Flags, Verb
 from cloche.cli.handles import Handles
@@ -186,6 +187,7 @@ class Wanted:
             "exec",
             fds,
             process=self.process,
+            limits=own_limits(),
             paused=self.flags.on("ignore-paused"),
             cgroup=_cgroup(self.flags),
             foreground=foreground,
@@ -229,8 +231,10 @@ def _stand_in(wanted: Wanted, report: int) -> int:
 
     try:
         return _relay(wanted, started)
-    except ClocheError as error:
-        message = {"message": error.message, "hint": error.hint}
+    except (ClocheError, OSError) as error:
+        told = error if isinstance(error, ClocheError) else explained(error)
+        told = told or ClocheError(str(error).lower())
+        message = {"message": told.message, "hint": told.hint}
         os.write(report, fastjson.dumps(message).encode())
         return EXIT_FAILED
 

@@ -9,6 +9,7 @@ import sys
 from cloche import __version__
 from cloche.base.descriptors import keep_from_programs
 from cloche.base.errors import ClocheError
+from cloche.base.limits import explained
 from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, TEXT, Flag, Flags, Verb
 from cloche.cli.log import Log
@@ -103,14 +104,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
-    except OSError as error:  # a step that foresaw no such failure: say at least which file
-        log.error(f"{error.filename or _verb_of(args)}: {(error.strerror or str(error)).lower()}")
+    except (OSError, MemoryError, ImportError) as error:  # a step that foresaw no such failure
+        log.error(_told(error, _verb_of(args)))
         return 1
 
 
+def _told(error: Exception, verb: str) -> str:
+    """Which limit is too low, or at least which file it is about."""
+    if told := explained(error):
+        return f"{verb}: {told}"
+    if isinstance(error, OSError):
+        return f"{error.filename or verb}: {(error.strerror or str(error)).lower()}"
+    return f"{verb}: {error or 'out of memory'}"
+
+
 def _verb_of(args: list[str]) -> str:
-    """The first word that is no flag."""
-    return next((word for word in args if not word.startswith("-")), "cloche")
+    """The first word that is one; that of a flag's value, at worst."""
+    return next((word for word in args if word in VERBS), "cloche")
 
 
 def entry() -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from cloche.base.errors import ClocheError
+from cloche.base.limits import MAKE, own_limits, require, start_needs
 from cloche.base.spawn import run
 from cloche.base.text import printable
 from cloche.guest import build
@@ -26,7 +27,7 @@ from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm import template_maker
 from cloche.vmm.accel import choose_accel
 from cloche.vmm.frozen import FROZEN_ACCEL, frozen_folder, load_frozen
-from cloche.vmm.shape import Shape
+from cloche.vmm.shape import DEFAULT_MEMORY, Shape
 from cloche.vmm.template import Template, load_template
 
 TYPE_CHECKING = False
@@ -64,6 +65,7 @@ def setup(context: Context, args: list[str]) -> int:
 def prepare(settings: Settings) -> int:
     """Bring everything up to date, showing progress, then the summary."""
     started = time.monotonic()
+    require(own_limits(), {**start_needs(DEFAULT_MEMORY), **MAKE})
     console = Console(highlight=False)
     with TerminalReport(console) if console.is_terminal else LineReport() as report:
         version = qemu_version(settings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cloche.base import limits
 from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
 from cloche.heart.cleanup import note_cgroup
@@ -52,6 +53,8 @@ def bring_up(request: Request, meanwhile: Callable[[], object] = lambda: None) -
         from cloche.heart.pod import stand_in_for
 
         run = stand_in_for(request) or supervise
+    needs = limits.start_needs(request.memory_mib() if run is supervise else 0)
+    request.raised = limits.require(request.limits, needs)
     make_directory(request)
     pid, fd = fork_supervisor(request, run)
     channel = Channel(fd)

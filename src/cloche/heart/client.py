@@ -7,6 +7,7 @@ import os
 
 from cloche.base.errors import ClocheError, StateError
 from cloche.base.files import short_path
+from cloche.base.limits import explained
 from cloche.base.lines import LineReader, encode
 
 TYPE_CHECKING = False
@@ -40,9 +41,9 @@ class Client:
         try:
             with short_path(os.path.join(state.directory, "control.sock")) as path:
                 self._socket.connect(path)
-        except OSError:
+        except OSError as error:
             self._socket.close()
-            raise StateError(
+            raise explained(error) or StateError(
                 f"container {state.id}: not running (its supervisor does not answer)",
                 hint=f"cloche delete --force {state.id} clears what is left",
             ) from None

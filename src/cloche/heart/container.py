@@ -24,6 +24,7 @@ from cloche.vmm.argv import ROOT_SERIAL, disk_serial
 from cloche.wire.messages import AgentError, TooLongError
 
 if TYPE_CHECKING:
+    from cloche.base.limits import Rlimits
     from cloche.base.loop import Future
     from cloche.heart.launch import Request
     from cloche.heart.sandbox import Sandbox
@@ -94,6 +95,7 @@ class Container:
             terminal_size=self._terminal_size(),
             seccomp_cache=self.seccomp_cache,
             sources=self.sources,
+            limits=self.request.limits,
         )
         process: Any = plan["process"]
         process.update(self.init.terminal_plan)
@@ -305,11 +307,18 @@ class Container:
             raise
 
     def new_process(
-        self, exec_id: str, process: Process, fds: tuple[int, ...], *, foreground: bool
+        self,
+        exec_id: str,
+        process: Process,
+        fds: tuple[int, ...],
+        *,
+        foreground: bool,
+        limits: Rlimits,
     ) -> tuple[GuestProcess, dict[str, Any], list[str]]:
         """An exec'ed process, its plan and warnings.
 
-        *foreground*: its terminal, if it has one, is shown on the caller's own.
+        *foreground*: its terminal, if it has one, is shown on the caller's own. *limits* are the
+        caller's.
         """
         guest = GuestProcess(
             self.sandbox.agent,
@@ -328,6 +337,7 @@ class Container:
                 streams=guest.streams,
                 terminal_size=size if size != (0, 0) else None,
                 seccomp_cache=self.seccomp_cache,
+                limits=limits,
             )
         except BaseException:
             guest.abandon()

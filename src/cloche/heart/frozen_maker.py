@@ -36,7 +36,7 @@ from cloche.vmm.frozen import (
     print_of,
 )
 from cloche.vmm.launch import file_limit
-from cloche.vmm.template_maker import alone_in, check_space, remove_abandoned, wait
+from cloche.vmm.template_maker import WORK_PREFIX, alone_in, check_space, remove_abandoned, wait
 from cloche.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def make_frozen(
     root = os.path.realpath(root)  # as QEMU's descriptors and maps tell of it
     with contextlib.suppress(BlockingIOError), alone_in(root, wait=again):
         remove_abandoned(SHARES, work_prefix(root))
+        remove_abandoned(os.path.join(root, shape.directory_name()), WORK_PREFIX)
         frozen, problem = load_frozen(root, shape, user_network=user_network)
         if again and frozen is not None and not _thaws(root, frozen):
             frozen = None
@@ -94,23 +95,33 @@ def _make(
     user_network: bool,
     report: Callable[[str], None],
 ) -> None:
+    """Make one beside *target*, and put it there when it is known what became of it."""
     directory = tempfile.mkdtemp(prefix=work_prefix(root), dir=SHARES)
-    # It knows its files by their names: made there, not moved there.
-    shutil.rmtree(target, ignore_errors=True)
-    os.mkdir(target, mode=0o700)
+    made = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=os.path.dirname(target))
     facts: dict[str, Any] = {"identity": identity(shape), "problem": "", "time": time.time()}
     try:
-        facts |= _freeze(directory, target, shape, template, user_network, report)
+        facts |= _freeze(directory, made, shape, template, user_network, report)
         report("trying the frozen QEMU out")
-        _try(directory, Frozen(find_thaw() or "", shape.qemu, target, facts["header"]))
+        thaw = find_thaw() or ""
+        _try(directory, Frozen(thaw, shape.qemu, made, facts["header"], facts["file_limit"]))
     except (ClocheError, OSError) as error:
         for name in (MEMORY, PROCESS):
-            if os.path.exists(path := os.path.join(target, name)):
+            if os.path.exists(path := os.path.join(made, name)):
                 os.unlink(path)
         facts["problem"] = str(error)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    write_atomically(os.path.join(target, MANIFEST), json.dumps(facts).encode())
+    write_atomically(os.path.join(made, MANIFEST), json.dumps(facts).encode())
+    _put(made, target)
+
+
+def _put(made: str, target: str) -> None:
+    """Have the folder *made* take the place of *target*; who has opened that goes on with it."""
+    old = f"{made}.old"  # removed by the next maker, if this one is killed
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(target, old)
+    os.rename(made, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _freeze(
@@ -166,7 +177,9 @@ def remove_all(root: str) -> None:
 
 
 def _thaws(root: str, frozen: Frozen) -> bool:
-    """Whether a frozen QEMU comes to life."""
+    """Whether a frozen QEMU comes to life; one that may open more files than we is not tried."""
+    if frozen.files > file_limit():
+        return True
     with tempfile.TemporaryDirectory(prefix=work_prefix(root), dir=SHARES) as directory:
         try:
             _try(directory, frozen)

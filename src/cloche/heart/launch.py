@@ -13,6 +13,7 @@ from time import monotonic_ns
 from cloche.base import fastjson
 from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.limits import own_limits
 from cloche.base.lines import LineReader, encode
 from cloche.base.quick import suppress
 from cloche.model.cpus import cpu_limit
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from cloche.base.limits import Rlimits
     from cloche.model.config import Settings
 
 NEW_NETWORK = "new"
@@ -48,8 +50,9 @@ class Request:
 
     *foreground*: the caller follows it to its end; *ends_with_caller*: it is killed if the caller
     is. *at_once*: it is started as soon as it is created. *image* is an erofs image that goes to
-    a block slot as its root. *keep* are descriptors that the supervisor is to hold.
-    *debug*: it tells how it was started.
+    a block slot as its root. *keep* are descriptors that the supervisor is to hold, *limits* the
+    resource limits of the caller, where that is not this process. *debug*: it tells how it was
+    started.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Request:
         ends_with_caller: bool = False,
         keep: Sequence[int] = (),
         debug: bool = False,
+        limits: Rlimits = (),
     ) -> None:
         self.root = root
         self.id = check_id(container_id)
@@ -82,6 +86,10 @@ class Request:
         self.debug = debug
         # All that the supervisor has of its caller's descriptors, beside stdio.
         self.kept = [*keep]
+        # The container's processes get those that config.json does not name, as from runc; cloche
+        # and QEMU have what this process could raise them to.
+        self.limits = limits or own_limits()
+        self.raised = self.limits
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
         self.interrupted = False

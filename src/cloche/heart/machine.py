@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from cloche.base.errors import BootError, ClocheError, ConfigError, LaunchError
+from cloche.base.limits import MAKE, NOFILE, THAW, lacking
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import guest_for, is_current, other_than_configured
@@ -185,9 +186,9 @@ def _launch(
 ) -> None:
     """Start it from its template, else cold."""
     shape = choice.shape
-    template = _find_template(request.settings, choice, warnings)
+    template = _find_template(request, choice, warnings)
     if template is None:
-        _settle(choice, warnings)
+        _settle(request, choice, warnings)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
@@ -209,9 +210,12 @@ def _launch(
         os.close(fd)
 
 
-def _settle(choice: Choice, warnings: list[str]) -> None:
-    """Before a cold boot: have a variant that is known to work, which templates tell else."""
-    if choice.variants.is_known:
+def _settle(request: Request, choice: Choice, warnings: list[str]) -> None:
+    """Before a cold boot: have a variant that is known to work, which templates tell else.
+
+    What is found is noted for all, and so not tried with limits that are this caller's.
+    """
+    if choice.variants.is_known or lacking(request.raised, MAKE):
         return
     from cloche.vmm.trial import settle
 
@@ -235,9 +239,16 @@ def _find_frozen(
     if choice.cold or not settings.freeze or shape.accel != FROZEN_ACCEL:
         return None
     frozen, problem = load_frozen(settings.templates, shape, user_network=user_network)
+    if why := lacking(request.raised, {**THAW, NOFILE: frozen.files} if frozen else THAW):
+        # That is this caller's: what others share stays as it is.
+        warnings.append(f"VM: started from its template, which takes longer: {why}")
+        return None
     if frozen is not None or problem:
         return frozen
-    template = _find_template(settings, choice, warnings)
+    if why := lacking(request.raised, MAKE):
+        warnings.append(f"VM: started from its template: no frozen QEMU is made: {why}")
+        return None
+    template = _find_template(request, choice, warnings)
     choice.is_untemplated = template is None
     if template is None:
         return None
@@ -258,9 +269,9 @@ def _find_frozen(
     return made
 
 
-def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> Template | None:
+def _find_template(request: Request, choice: Choice, warnings: list[str]) -> Template | None:
     """The template of the shape, made now where there is none yet; None means a cold boot."""
-    shape = choice.shape
+    settings, shape = request.settings, choice.shape
     if choice.is_untemplated:
         return None
     if choice.cold:
@@ -269,6 +280,9 @@ def _find_template(settings: Settings, choice: Choice, warnings: list[str]) -> T
     template = load_template(settings.templates, shape)
     if template is not None:
         return template
+    if why := lacking(request.raised, MAKE):
+        warnings.append(f"VM: cold boot: no template is made: {why}")
+        return None
     from cloche.vmm.template_maker import make_template
 
     try:

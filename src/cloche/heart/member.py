@@ -198,5 +198,6 @@ async def _admitted(sandbox: Sandbox, message: dict[str, Any]) -> Member:
         settings=sandbox.request.settings,
         console_socket=str(message["console_socket"]),
         foreground=bool(message["foreground"]),
+        limits=message.get("limits") or (),
     )
     return Member(sandbox, request, message)

@@ -81,7 +81,11 @@ async def execute(
         raise
     exec_id = f"{os.getpid()}-{connection.sandbox.next_number()}"
     guest, plan, warnings = container.new_process(
-        exec_id, process, tuple(fds), foreground=bool(request.get("foreground"))
+        exec_id,
+        process,
+        tuple(fds),
+        foreground=bool(request.get("foreground")),
+        limits=request.get("limits") or (),
     )
     fields = {"id": container.id, "exec_id": exec_id, "process": plan}
     try:

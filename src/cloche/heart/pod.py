@@ -180,6 +180,7 @@ def _join(
         bundle=request.bundle,
         console_socket=request.console_socket,
         foreground=request.foreground,
+        limits=request.limits,
         sources=msgspec.to_builtins(sources),
     )
     return client, answer

@@ -11,6 +11,7 @@ import os
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
+from cloche.base.limits import explained, lift
 from cloche.base.loop import Loop
 from cloche.base.quick import import_msgspec, suppress
 from cloche.base.text import printable
@@ -47,7 +48,8 @@ def supervise(request: Request, channel_fd: int) -> int:
         channel.send({"event": "error", "message": error.message, "hint": error.hint})
         status = 1
     except Exception as error:  # a bug of ours: say so instead of a traceback in a dead process
-        channel.send({"event": "error", "message": f"internal error: {error!r}", "hint": ""})
+        told = explained(error) or ClocheError(f"internal error: {error!r}")
+        channel.send({"event": "error", "message": told.message, "hint": told.hint})
         _log_traceback(request)
         status = 1
     finally:
@@ -59,6 +61,7 @@ def supervise(request: Request, channel_fd: int) -> int:
 def _enter(request: Request) -> tuple[Share, list[Tap]]:
     """Become the container's host side: session, namespaces, share, taps."""
     syscalls.prctl_name("cloche")
+    request.raised = lift(request.raised)
     if not request.foreground:
         os.setsid()
     if request.ends_with_caller:

@@ -35,7 +35,7 @@ from cloche.model.plan_mounts import (
     host_sources,
     mount_plan,
 )
-from cloche.model.rlimits import RLIMITS
+from cloche.model.rlimits import rlimit_plan
 from cloche.model.scheduling import tuning
 from cloche.model.seccomp import Filter, compile_seccomp
 from cloche.model.users import cgroup_owner, mapped_devices, namespace_plan, stdio_owner
@@ -45,6 +45,7 @@ from cloche.model.validate_mounts import is_bind
 if TYPE_CHECKING:
     from os import PathLike
 
+    from cloche.base.limits import Rlimits
     from cloche.model.oci import Capabilities, Config, Hook, Process
 
 __all__ = [
@@ -86,13 +87,15 @@ def compile_container(
     terminal_size: tuple[int, int] | None,
     seccomp_cache: str | PathLike[str] | None,
     sources: Sources | None = None,
+    limits: Rlimits = (),
 ) -> tuple[dict[str, object], list[str]]:
     """The ``create`` request for a checked *config*, and warnings for what it leaves out.
 
     *cgroup* is relative to the guest's /sys/fs/cgroup; *streams* are stdin, stdout and stderr (0:
     none); *terminal_size* is (rows, columns), None: as consoleSize says; *sources*, if they are not
-    to be looked for here, are those of its mounts. ConfigError, JSON path
-    first, when a bind mount's source is missing or the seccomp profile cannot be compiled.
+    to be looked for here, are those of its mounts; *limits* are the caller's resource limits, soft
+    and hard, in the kernel's order. ConfigError, JSON path first, when a bind mount's source is
+    missing or the seccomp profile cannot be compiled.
     """
     linux = config.linux
     seccomp = compile_seccomp(linux.seccomp, seccomp_cache) if linux.seccomp else None
@@ -116,7 +119,8 @@ def compile_container(
         "masked_paths": list(linux.masked_paths),
         "read_only_paths": list(linux.readonly_paths),
         "propagation": PROPAGATION.get(linux.rootfs_propagation, MS_SLAVE | MS_REC),
-        "process": _process(config.process, config, seccomp, streams, terminal_size),
+        "process": _process(config.process, config, seccomp, streams, terminal_size)
+        | {"rlimits": rlimit_plan(config.process.rlimits, limits)},
         "start_hooks": _start_hooks(config, container_id, bundle),
         **namespace_plan(config),
         **cgroup_owner(config),
@@ -135,6 +139,7 @@ def compile_process(
     streams: tuple[int, int, int],
     terminal_size: tuple[int, int] | None,
     seccomp_cache: str | PathLike[str] | None,
+    limits: Rlimits = (),
 ) -> tuple[dict[str, object], list[str]]:
     """*process* of an exec in the container *config*, as the agent's type Process, and warnings.
 
@@ -145,6 +150,7 @@ def compile_process(
     profile = config.linux.seccomp
     seccomp = compile_seccomp(profile, seccomp_cache) if profile else None
     plan = _process(process, config, seccomp, streams, terminal_size)
+    plan |= {"rlimits": rlimit_plan(process.rlimits or config.process.rlimits, limits)}
     return plan, process_warnings(process, "$") + list(seccomp.warnings if seccomp else ())
 
 
@@ -168,10 +174,6 @@ def _process(
         "groups": list(dict.fromkeys(user.additional_gids)),
         "umask": _first_given(user.umask, first.user.umask, DEFAULT_UMASK),
         **_capabilities(process.capabilities or first.capabilities),
-        "rlimits": [
-            [RLIMITS[limit.type], limit.soft, limit.hard]
-            for limit in process.rlimits or first.rlimits
-        ],
         "no_new_privs": process.no_new_privileges,
         "seccomp": seccomp.program if seccomp else None,
         "seccomp_flags": seccomp.flags if seccomp else 0,

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloche.base.limits import Rlimits
+    from cloche.model.oci import Rlimit
+
 RLIMITS = {
     "RLIMIT_CPU": 0,
     "RLIMIT_FSIZE": 1,
@@ -20,3 +28,14 @@ RLIMITS = {
     "RLIMIT_RTPRIO": 14,
     "RLIMIT_RTTIME": 15,
 }
+
+
+def rlimit_plan(named: Sequence[Rlimit], callers: Rlimits) -> list[list[int]]:
+    """What the agent is to set, as number, soft, hard: those *named*, and of others the caller's.
+
+    As with runc, whose processes are the caller's children.
+    """
+    plan = [[RLIMITS[limit.type], limit.soft, limit.hard] for limit in named]
+    known = {number for number, _, _ in plan}
+    plan += [[number, *limit] for number, limit in enumerate(callers) if number not in known]
+    return plan

@@ -47,14 +47,16 @@ _INT_MAX = (1 << 31) - 1
 class Frozen:
     """A frozen *qemu*, in *folder*.
 
-    *header* is the size of its taps' packet headers; 0: it has a user-mode network instead.
+    *header* is the size of its taps' packet headers; 0: it has a user-mode network instead. It
+    takes a limit of *files* open files, which its maker had.
     """
 
-    def __init__(self, program: str, qemu: str, folder: str, header: int) -> None:
+    def __init__(self, program: str, qemu: str, folder: str, header: int, files: int) -> None:
         self.program = program
         self.qemu = qemu
         self.folder = folder
         self.header = header
+        self.files = files
 
     def open(self) -> list[int]:
         """Descriptors of memory and process, of one making; OSError where they are gone."""
@@ -156,14 +158,16 @@ def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen 
             # It may have been a passing one.
             is_old = time() - manifest["time"] > RETRY_S
             return None, "" if is_old else str(manifest["problem"])
-        # QEMU's 9p server keeps as many files open as it was allowed when it was started.
-        if manifest["file_limit"] > file_limit():
+        # QEMU's 9p server keeps as many files open as it was allowed when it was started. Whoever
+        # may have more makes one for all; whoever may have less leaves it alone.
+        if manifest["file_limit"] < file_limit():
             return None, ""
         if any(print_of(known[0]) != known for known in manifest["files"]):
             return None, ""
         sizes = [os.stat(os.path.join(folder, name)).st_size for name in (MEMORY, PROCESS)]
         if sizes != [shape.memory * MIB, manifest["size"]]:
             return None, ""
-        return Frozen(program, shape.qemu, folder, manifest["header"]), ""
+        files = int(manifest["file_limit"])
+        return Frozen(program, shape.qemu, folder, manifest["header"], files), ""
     except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
         return None, ""

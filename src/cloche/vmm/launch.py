@@ -9,6 +9,7 @@ import select
 from cloche.base import syscalls
 from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError
+from cloche.base.limits import MOST_FILES, NOFILE, STACK, STACK_SIZE
 from cloche.vmm.preload import qemu_environment
 
 TYPE_CHECKING = False
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIRST_FD = 3
-MOST_FILES = 1 << 20
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
 NOT_STARTED = 127
 
@@ -26,7 +26,7 @@ def file_limit() -> int:
 
     Its 9p server asks once, when it starts, how many files it may keep open.
     """
-    return min(MOST_FILES, syscalls.hard_file_limit())
+    return min(MOST_FILES, syscalls.get_limit(NOFILE)[1])
 
 
 def launch_qemu(
@@ -93,7 +93,7 @@ def _become_qemu(
         if not huge_pages:
             syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
         _arrange_descriptors(fds, log_fd)
-        syscalls.set_file_limit(file_limit())
+        _set_limits()
         os.chdir("/")
         step = "exec"
         if program:
@@ -104,6 +104,15 @@ def _become_qemu(
         os.write(2, f"cannot start QEMU: {step}: {error}\n".encode())
     finally:
         os._exit(NOT_STARTED)
+
+
+def _set_limits() -> None:
+    """What decides about its memory and files is the same for all callers, as far as it can be."""
+    most = file_limit()
+    syscalls.set_limit(NOFILE, most, most)
+    # All that is mapped lies below it (mmap(2), and setrlimit(2) for RLIMIT_STACK).
+    _, hard = syscalls.get_limit(STACK)
+    syscalls.set_limit(STACK, min(STACK_SIZE, hard), hard)
 
 
 def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
