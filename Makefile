@@ -19,7 +19,7 @@ BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
 KERNEL_PACKAGES := make gcc binutils flex bison bc libelf-dev perl xz-utils
 DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
 PODMAN_PACKAGES := podman conmon netavark aardvark-dns catatonit iptables
-TEST_PACKAGES := $(DOCKER_PACKAGES) $(PODMAN_PACKAGES) procps systemd/systemctl cpio strace bzip2 lz4 qemu-utils/qemu-img e2fsprogs/mkfs.ext4
+TEST_PACKAGES := $(DOCKER_PACKAGES) $(PODMAN_PACKAGES) procps systemd/systemctl cpio strace bzip2 lz4 qemu-utils/qemu-img e2fsprogs/mkfs.ext4 nftables/nft wireguard-tools/wg
 
 # The order of prerequisites is the order of work: packages before the compiler they bring.
 .NOTPARALLEL:

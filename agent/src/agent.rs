@@ -21,6 +21,7 @@ use crate::dns::Relay;
 use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::jobs::Job;
+use crate::loader::Loader;
 use crate::mounts;
 use crate::network::Slots;
 use crate::poll::{Kind, Poll, Ready, Wait};
@@ -60,6 +61,7 @@ pub struct Agent {
     /// For further processes on their way to execve.
     pub slates: Vec<Rc<Slate>>,
     relay: Relay,
+    loader: Loader,
     renewer: Renewer,
     pub syncer: Syncer,
     /// What went wrong at boot, for the host once it has said hello.
@@ -91,6 +93,7 @@ impl Agent {
         const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
         let poll = Poll::new()?;
         let syncer = Syncer::start(&poll)?;
+        let loader = Loader::start(&poll)?;
         sys::block_signals(CHILD)?;
         let signals = sys::signal_fd(CHILD)?;
         poll.add(&signals, Kind::Child, 0, EventFlags::IN)?;
@@ -108,6 +111,7 @@ impl Agent {
             spare,
             slates: Vec::new(),
             relay: Relay::default(),
+            loader,
             renewer: Renewer::prepare()?,
             syncer,
             notes,
@@ -131,7 +135,11 @@ impl Agent {
 
     fn dispatch(&mut self, ready: Ready) {
         match ready.kind {
-            Kind::Port => self.port.ready(ready.flags),
+            Kind::Port => {
+                if self.port.ready(ready.flags) {
+                    self.loader.forget();
+                }
+            }
             Kind::Child => self.reap(),
             Kind::Report => self.report(ready.key),
             Kind::Stdin | Kind::Stdout | Kind::Stderr => {
@@ -147,6 +155,10 @@ impl Agent {
             Kind::Job => self.job_ready(ready.key),
             Kind::DnsDatagram | Kind::DnsListener | Kind::DnsConnection => {
                 self.relay.ready(ready.kind, ready.key, &self.poll, &mut self.port.out);
+            }
+            Kind::ModuleListener => self.loader.accept(&self.poll),
+            Kind::ModuleHelper => {
+                self.loader.ready(ready.key, self.port.greeted, &mut self.port.out);
             }
         }
     }
@@ -241,6 +253,8 @@ impl Agent {
             }
             Request::Processes(plan) => return self.list_processes(number, plan.id),
             Request::DnsReply(plan) => self.relay.answer(plan.query, plan.data),
+            Request::ModuleData(plan) => self.loader.data(plan)?,
+            Request::ModuleEnd(plan) => self.loader.end(plan)?,
         }
         Ok(Answer::Nil)
     }

@@ -137,6 +137,20 @@ pub fn dns_query(out: &mut Vec<u8>, query: u64, server: &str, tcp: bool, data: &
     });
 }
 
+/// Appends a `module` event: the kernel asks for what is called `name`, and has `loaded` already.
+pub fn module(out: &mut Vec<u8>, query: u64, name: &str, loaded: &[&str]) {
+    event(out, "module", |writer| {
+        writer.map(3);
+        writer.str("query");
+        writer.uint(query);
+        writer.str("name");
+        writer.str(name);
+        writer.str("loaded");
+        writer.array(loaded.len());
+        loaded.iter().for_each(|name| writer.str(name));
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -142,6 +142,16 @@ fn load_module(path: &str) -> sys::Result<()> {
     rustix::system::finit_module(&file, c"", 0)
 }
 
+/// Has the kernel ask this program for modules (see `helper`), whatever it was built to execute.
+pub fn name_helper(notes: &mut Notes) {
+    const SETTING: &str = "/proc/sys/kernel/modprobe";
+    match files::write(SETTING, b"/sbin/modprobe") {
+        // A kernel without modules.
+        Err(Errno::NOENT) => {}
+        result => note(notes, SETTING, result),
+    }
+}
+
 /// Names block devices by their serial number: /dev/disk/<serial>.
 pub fn link_disks(notes: &mut Notes) {
     let linked = || -> sys::Result<()> {

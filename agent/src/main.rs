@@ -17,9 +17,11 @@ mod deletion;
 mod dns;
 mod fail;
 mod files;
+mod helper;
 mod jobs;
 mod lifecycle;
 mod listing;
+mod loader;
 mod mounts;
 mod network;
 mod poll;
@@ -38,9 +40,12 @@ mod users;
 
 use alloc::vec::Vec;
 
-extern "C" fn main() -> ! {
-    let mut notes = Vec::new();
+extern "C" fn main(stack: *const usize) -> ! {
     start::prepare_heap();
+    if !rustix::process::getpid().is_init() {
+        helper::run(&start::arguments(stack));
+    }
+    let mut notes = Vec::new();
     boot::leave_rootfs(&mut notes);
     boot::open_console();
     console::milestone("booted");
@@ -52,6 +57,7 @@ extern "C" fn main() -> ! {
     console::milestone("mounts done");
     boot::load_modules(&mut notes);
     console::milestone("modules loaded");
+    boot::name_helper(&mut notes);
     boot::link_disks(&mut notes);
     let slots = boot::prepare_network(&mut notes);
     let port = boot::open_port();

@@ -92,6 +92,8 @@ structures! {
     CgroupWrite<'a> { id: &'a str, values: Vec<Setting<'a>>, }
     CgroupRead<'a> { id: &'a str, files: Vec<&'a str>, }
     DnsReply<'a> { query: u64, data: &'a [u8], }
+    ModuleData<'a> { query: u64, module: &'a str, data: &'a [u8], complete: bool, }
+    ModuleEnd { query: u64, found: bool, }
     Umount<'a> { target: &'a str, }
 }
 
@@ -149,6 +151,8 @@ requests! {
     "cgroup_read" CgroupRead(CgroupRead<'a>),
     "delete" Delete(Id<'a>),
     "dns_reply" DnsReply(DnsReply<'a>),
+    "module_data" ModuleData(ModuleData<'a>),
+    "module_end" ModuleEnd(ModuleEnd),
     "sync" Sync(Nothing),
     "spare" Spare(Nothing),
     "umount" Umount(Umount<'a>),

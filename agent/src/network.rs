@@ -234,11 +234,13 @@ impl Slots {
             }
         }
         let name = format!("slot{slot}");
-        if let Ok(here) = index_of(&name) {
-            return Ok(here);
+        match move_device(&self.first_socket, index, &self.connected) {
+            Ok(()) => settle(&name),
+            // It is here already. (That is not looked up first: for a name that is not there the
+            // kernel asks for a module, and this process is the one that has to answer.)
+            Err(Errno::NODEV) => index_of(&name),
+            Err(error) => Err(error),
         }
-        move_device(&self.first_socket, index, &self.connected)?;
-        settle(&name)
     }
 }
 

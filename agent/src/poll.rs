@@ -30,9 +30,11 @@ pub enum Kind {
     DnsDatagram,
     DnsListener,
     DnsConnection,
+    ModuleListener,
+    ModuleHelper,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Port,
     Kind::Child,
     Kind::Stdin,
@@ -46,6 +48,8 @@ const KINDS: [Kind; 13] = [
     Kind::DnsDatagram,
     Kind::DnsListener,
     Kind::DnsConnection,
+    Kind::ModuleListener,
+    Kind::ModuleHelper,
 ];
 
 /// How long to wait for something to happen.

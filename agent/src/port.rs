@@ -42,13 +42,15 @@ impl Port {
         })
     }
 
-    /// Notes what epoll said.
-    pub fn ready(&mut self, flags: EventFlags) {
-        if flags.contains(EventFlags::HUP) {
+    /// Notes what epoll said; true if the host has hung up.
+    pub fn ready(&mut self, flags: EventFlags) -> bool {
+        let hung_up = flags.contains(EventFlags::HUP);
+        if hung_up {
             self.forget_host();
         }
         self.readable |= flags.contains(EventFlags::IN);
         self.writable |= flags.contains(EventFlags::OUT);
+        hung_up
     }
 
     /// A host that hung up takes everything under way with it, in both directions.

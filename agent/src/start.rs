@@ -3,7 +3,9 @@
 //!
 //! The agent is linked without libc: a tenth of the size, and less code to translate under TCG.
 
+use alloc::vec::Vec;
 use core::arch::global_asm;
+use core::ffi::{c_char, CStr};
 use core::panic::PanicInfo;
 use core::ptr::addr_of_mut;
 
@@ -15,6 +17,7 @@ global_asm!(
     ".globl _start",
     "_start:",
     "xor %ebp, %ebp",
+    "mov %rsp, %rdi",
     "and $-16, %rsp",
     "call {main}",
     "ud2",
@@ -97,6 +100,16 @@ global_asm!(
     "ret",
     options(att_syntax)
 );
+
+/// The program's arguments; `stack` is what the kernel has left at its start.
+pub fn arguments(stack: *const usize) -> Vec<&'static CStr> {
+    // SAFETY: execve(2) puts the number of arguments there, and after it as many pointers to
+    // strings that nothing moves or changes.
+    unsafe {
+        let first = stack.add(1).cast::<*const c_char>();
+        (0..*stack).map(|index| CStr::from_ptr(*first.add(index))).collect()
+    }
+}
 
 /// Most memory that the agent may use: requests, and the streams' windows (256 KiB each way).
 /// Pages are only taken once they are touched.

@@ -271,6 +271,8 @@ fn events_and_errors_are_the_vectors() {
     assert_eq!(made(|out| answers::oom(out, "box", 3)), frame_of("oom"));
     let query = made(|out| answers::dns_query(out, 3, "127.0.0.11", false, b"\x12\x34\x01\x00"));
     assert_eq!(query, frame_of("dns_query"));
+    let module = made(|out| answers::module(out, 4, "rtnl-link-wireguard", &["ip_tables", "9p"]));
+    assert_eq!(module, frame_of("module"));
     let text = "hugetlb: operation not permitted";
     assert_eq!(made(|out| answers::log(out, "warning", text)), frame_of("log"));
     assert_eq!(made(|out| frames::credit(out, 1, 65536)), frame_of("credit"));

@@ -21,6 +21,7 @@ from cloche.guest.kernel import (
     install_built,
     load_kernel,
 )
+from cloche.guest.module_store import STORE
 from cloche.guest.modules import WANTED
 from cloche.guest.package import KernelPackage, concrete_package
 
@@ -82,7 +83,7 @@ def test_it_stays_while_no_guest_has_it(tmp_path: Path) -> None:
 def test_a_guest_of_the_distributions_kernel_is_stale_beside_it(tmp_path: Path) -> None:
     agent = tmp_path / "agent"
     agent.write_bytes(b"agent")
-    other = load_kernel(unpacked_kernel(tmp_path / "kernels" / RELEASE))
+    other = load_kernel(unpacked_kernel(tmp_path / "kernels" / RELEASE, store=STORE))
     assert other is not None
     guest = build_guest(tmp_path, other, agent)
     kernel = install_built(tmp_path, source_tree(tmp_path / "tree"), own.origin_of(SOURCE))
@@ -92,6 +93,16 @@ def test_a_guest_of_the_distributions_kernel_is_stale_beside_it(tmp_path: Path) 
     for path in sorted(kernel.directory.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     assert "own kernel" not in (guest_is_stale(guest, str(agent), None) or "")
+
+
+def test_a_guest_whose_kernel_was_unpacked_without_all_modules_is_stale(tmp_path: Path) -> None:
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"agent")
+    folder = unpacked_kernel(tmp_path / "kernels" / RELEASE)
+    kernel = load_kernel(folder)
+    assert kernel is not None
+    guest = build_guest(tmp_path, kernel, agent)
+    assert "has not kept the modules" in (guest_is_stale(guest, str(agent), None) or "")
 
 
 def test_source_packages_are_told_from_kernels() -> None:

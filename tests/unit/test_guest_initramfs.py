@@ -36,7 +36,7 @@ def guest_archive(tmp_path: Path) -> bytes:
 
 def test_names_modes_and_order_as_another_cpio_sees_them(tmp_path: Path) -> None:
     listing = cpio("-t", "-v", archive=guest_archive(tmp_path)).splitlines()
-    found = {line.split()[-1]: line.split()[0] for line in listing}
+    found = {line.partition(" -> ")[0].split()[-1]: line.split()[0] for line in listing}
     assert found == {
         "dev": "drwxr-xr-x",
         "dev/console": "crw-------",
@@ -48,9 +48,17 @@ def test_names_modes_and_order_as_another_cpio_sees_them(tmp_path: Path) -> None
         "modules/virtio_rng.ko": "-rw-r--r--",
         "proc": "drwxr-xr-x",
         "run": "drwxr-xr-x",
+        "sbin": "drwxr-xr-x",
+        "sbin/modprobe": "lrwxrwxrwx",
         "sys": "drwxr-xr-x",
         "tmp": "drwxrwxrwt",
     }
+
+
+def test_modprobe_is_the_agent(tmp_path: Path) -> None:
+    """In the kernel's own root: what /sbin/modprobe leads to is looked for from there."""
+    data = {name: data for name, _, data in parse(guest_archive(tmp_path))}
+    assert data["sbin/modprobe"] == b"/init"
 
 
 def test_contents_survive_another_cpio(tmp_path: Path) -> None:

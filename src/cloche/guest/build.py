@@ -41,6 +41,7 @@ from cloche.guest.kernel import (
     load_kernel,
     newest_boot_image,
 )
+from cloche.guest.module_store import keeps_modules
 from cloche.guest.modules import ModulePlan, read_index, resolve
 from cloche.guest.package import candidate_package
 from cloche.guest.report import Report, SilentReport
@@ -183,6 +184,8 @@ def guest_is_stale(guest: Guest | None, agent: str | None, configured: Path | No
     if configured is not None:
         return other_than_configured(guest, str(configured))
     origin = guest.manifest["kernel"]
+    if not keeps_modules(origin):
+        return "an older cloche has not kept the modules that containers may ask for"
     built = built_kernel(Path(guest.directory).parents[1])
     if built is not None and built.origin != origin:
         return f"the own kernel {built.release} is there, the guest has {origin['source']}"
@@ -231,7 +234,8 @@ def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
     """Remove guests that are neither wanted (see `wanted_guests`) nor in *keep* (keys), and
     kernels of no guest.
 
-    A running VM loses nothing: QEMU has read its kernel. Returns the names of what was removed,
+    A running VM loses nothing: QEMU has read its kernel, and one that may ask for modules holds
+    the folder that they are in. Returns the names of what was removed,
     with leftovers of interrupted runs not counted. Call with `setup_lock` held.
     """
     removed: list[str] = []
@@ -246,9 +250,22 @@ def remove_unused(data_root: Path, keep: Collection[str] = ()) -> list[str]:
             _remove(directory, removed)
         for directory in _folders(kernels_root(data_root)):
             # Compiling one took minutes: only `cloche kernel remove` takes it away.
-            if str(directory) not in kernels and not directory.name.endswith(f"+{BUILT}"):
+            is_built = directory.name.endswith(f"+{BUILT}")
+            if str(directory) not in kernels and not is_built and not _is_held(directory):
                 _remove(directory, removed)
     return removed
+
+
+def _is_held(kernel: Path) -> bool:
+    """Whether a VM runs that may still ask for modules of *kernel* (see `hold_kernel`)."""
+    fd = os.open(kernel, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _folders(root: Path) -> list[Path]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Raised when something other than kernel and agent changes what is built (the wanted modules,
 # the layout of the initramfs, the manifest): a guest of another recipe is built anew.
-RECIPE = 1
+RECIPE = 2
 
 
 class Guest:
@@ -105,6 +105,20 @@ def load_guest(directory: str | os.PathLike[str]) -> Guest | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return guest
+
+
+def hold_kernel(directory: str) -> None:
+    """Keep the kernel in *directory* from being removed while this process lives.
+
+    A VM that runs may ask for its modules at any time. One whose kernel is gone already gets none.
+    """
+    import fcntl
+
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return
 
 
 def fingerprint(path: str | os.PathLike[str]) -> dict[str, Any]:

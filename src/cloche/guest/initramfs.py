@@ -36,6 +36,11 @@ def file(path: str, data: bytes, mode: int = 0o644) -> Entry:
     return Entry(path, stat.S_IFREG | mode, data)
 
 
+def symlink(path: str, target: str) -> Entry:
+    """A symbolic link."""
+    return Entry(path, stat.S_IFLNK | 0o777, target.encode())
+
+
 def pack(entries: Iterable[Entry]) -> bytes:
     """The newc archive of *entries*: the same bytes for the same entries, in whatever order.
 
@@ -68,11 +73,13 @@ def build_initramfs(agent: bytes, tree: Path, modules: Sequence[Module]) -> byte
     """
     paths = [f"/modules/{module_name(module.path)}.ko" for module in modules]
     entries = [
-        *(directory(name) for name in ("dev", "modules", "proc", "run", "sys")),
+        *(directory(name) for name in ("dev", "modules", "proc", "run", "sbin", "sys")),
         directory("tmp", 0o1777),
         # The kernel opens /dev/console for PID 1 before anything could mount devtmpfs.
         Entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1)),
         file("init", agent, 0o755),
+        # What the kernel executes when something in it asks for a module.
+        symlink("sbin/modprobe", "/init"),
         file("device-filter", usual_filter()),
         file("modules/load", "".join(f"{path}\n" for path in paths).encode()),
     ]

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from cloche.base.errors import ClocheError, NotFoundError
 from cloche.guest.guest import fingerprint
-from cloche.guest.modules import WANTED, read_index, resolve
+from cloche.guest.module_store import STORE, cut_down, keeps_modules, stored
+from cloche.guest.modules import WANTED, ModulePlan, read_index, resolve
 from cloche.guest.package import KernelPackage, candidate_package, fetch_package, unpack_package
 from cloche.guest.report import Report, SilentReport
 from cloche.guest.tools import explained_os_errors, new_directory, run_tool
@@ -58,7 +59,7 @@ class Kernel(NamedTuple):
 
     @property
     def modules(self) -> Path:
-        """The modules that the guest loads, with depmod's files."""
+        """The modules that the guest loads, or may ask for, with depmod's files."""
         return self.directory / "modules"
 
     @property
@@ -141,10 +142,17 @@ def _package_kernel(data_root: Path, report: Report) -> Kernel:
         return kernel
     target = kernels_root(data_root) / package.release
     kernel = load_kernel(target)
-    if kernel is not None and kernel.origin.get("version") == package.version:
+    is_same = kernel is not None and kernel.origin.get("version") == package.version
+    if kernel is not None and is_same and keeps_modules(kernel.origin):
         return kernel
-    with fetch_package(package, kernels_root(data_root), report) as deb:
-        return install_package(deb, package, data_root, report)
+    try:
+        with fetch_package(package, kernels_root(data_root), report) as deb:
+            return install_package(deb, package, data_root, report)
+    except ClocheError as error:
+        if kernel is None or not is_same:
+            raise
+        report.note(f"{error}; keeping {kernel.source} without modules that containers ask for")
+        return kernel
 
 
 def install_package(
@@ -224,7 +232,7 @@ def _image_kernel(data_root: Path, image: Path, kind: str, origin: dict[str, obj
     """Install a kernel image that lies somewhere on this host."""
     release = kernel_release(image.read_bytes(), str(image))
     name = f"{release}+{kind}"
-    origin = {"source": str(image), "image": fingerprint(image), **origin}
+    origin = {"source": str(image), "image": fingerprint(image), "store": STORE, **origin}
     kernel = load_kernel(kernels_root(data_root) / name)
     if kernel is not None and origin.items() <= kernel.origin.items():
         return kernel
@@ -274,13 +282,22 @@ def _install(
         (work / "vmlinux").write_bytes(vmlinux)
         if config.is_file():
             shutil.copyfile(config, work / "config")
-        kept = [*(module.path for module in plan.load), *_DEPMOD_FILES]
-        for path in filter(lambda path: (tree / path).exists(), kept):
-            (work / "modules" / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(tree / path, work / "modules" / path)
-        whole = {"format": _FORMAT, "release": release, **origin}
+        _keep_modules(tree, plan, work / "modules")
+        whole = {"format": _FORMAT, "release": release, "store": STORE, **origin}
         (work / "origin.json").write_text(json.dumps(whole, indent=2) + "\n")
     return Kernel(release, target, whole)
+
+
+def _keep_modules(tree: Path, plan: ModulePlan, target: Path) -> None:
+    """Copy what is loaded at boot, what may be asked for later, and depmod's files about them."""
+    index = read_index(tree)
+    names = stored(index) | {module.name for module in plan.load}
+    for path in (index.paths[name] for name in names):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tree / path, target / path)
+    target.mkdir(exist_ok=True)
+    for name in filter(lambda name: (tree / name).exists(), _DEPMOD_FILES):
+        (target / name).write_text(cut_down(name, (tree / name).read_text(), names))
 
 
 def check_config(text: str, release: str) -> None:

@@ -25,7 +25,8 @@ class Wanted(NamedTuple):
     required: bool = True
 
 
-# Not here on purpose: tun, veth, nf_tables, fuse and the like. Nothing at boot needs them.
+# Not here: tun, veth, nf_tables, fuse and the like. They are loaded once something asks for them
+# (cloche.guest.module_store).
 WANTED = (
     Wanted("virtio_mmio", "devices of machine type microvm"),
     Wanted("virtio_pci", "devices of machine type q35"),
@@ -40,6 +41,10 @@ WANTED = (
     Wanted("ext4", "writable block-backed roots", required=False),
     Wanted("virtio_rng", "entropy from the host", required=False),
     Wanted("ipv6", "IPv6 in containers", required=False),
+    # The kernel itself never asks for these two. iptables-legacy does, by a modprobe of the
+    # container's that finds nothing; the tables and matches are loaded when they are used.
+    Wanted("ip_tables", "iptables-legacy in containers", required=False),
+    Wanted("ip6_tables", "ip6tables-legacy in containers", required=False),
 )
 
 

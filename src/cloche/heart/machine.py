@@ -130,12 +130,14 @@ def _choose(request: Request) -> Choice:
 class Machine:
     """A VM that starts, and its *shape*. A launch that is still to come adds to the *warnings*.
 
-    *greeting* is what a thawed VM has been greeted with, *frozen* the one that it was.
+    *kernel_directory* has the modules of its kernel, *greeting* is what a thawed VM has been
+    greeted with, *frozen* the one that it was.
     """
 
-    def __init__(self, vm: Vm, shape: Shape) -> None:
+    def __init__(self, vm: Vm, choice: Choice) -> None:
         self.vm = vm
-        self.shape = shape
+        self.shape = choice.shape
+        self.kernel_directory: str = choice.guest.manifest["kernel_directory"]
         self.warnings: list[str] = []
         self.greeting = Greeting()
         self.frozen: Frozen | None = None
@@ -149,7 +151,7 @@ class Machine:
 def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[int]) -> Machine:
     """Start the VM for *request*: thawed, else from its template, else cold."""
     choice = _choose(request)
-    machine = Machine(Vm(loop, request.directory), choice.shape)
+    machine = Machine(Vm(loop, request.directory), choice)
     vm, warnings = machine.vm, machine.warnings
     user_network = not taps and request.has_user_network()
     frozen = machine.frozen = _find_frozen(request, choice, user_network, warnings)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import GuestError, StateError
 from cloche.base.loop import Loop
+from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal, share_mount
 from cloche.heart.parent import Parent
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cloche.heart.control import ControlServer
     from cloche.heart.launch import Channel, Request
     from cloche.heart.machine import Machine
+    from cloche.heart.modules import GuestModules
     from cloche.heart.network import GuestNetwork
     from cloche.host.share import Share
     from cloche.host.taps import Tap
@@ -72,6 +74,7 @@ class Sandbox:
         self.control: ControlServer | None = None
         self.guest_share = GUEST_SHARE
         self.network: GuestNetwork | None = None
+        self._modules: GuestModules | None = None
         self._hello: Future
         self._hello_at = 0.0
         self._shm: dict[str, str] = {}
@@ -97,6 +100,7 @@ class Sandbox:
         await self._create(container, steps)
         self._serve(container)
         view = container.open_view()
+        hold_kernel(self._machine.kernel_directory)
         container.save(RUNNING if self.request.at_once else CREATED)
         os.chdir("/")  # the caller's file system need not stay mounted for us
         self.parent.created(
@@ -303,6 +307,8 @@ class Sandbox:
             self.network.ask(event.fields)
         elif event.name == "oom":
             self._on_oom(event)
+        elif event.name == "module":
+            self._on_module(event)
         elif event.name == "log" and len(self.warnings) < MAX_WARNINGS:
             # The guest is not trusted: neither number nor length is its own choice.
             self.warnings.append(f"guest: {event.fields.get('message')}"[:500])
@@ -320,6 +326,20 @@ class Sandbox:
 
         oom.tell(container.host_cgroup)
         self._next_oom = now + OOM_INTERVAL_S
+
+    def _on_module(self, event: Event) -> None:
+        """The guest's kernel asks for a module."""
+        if self._modules is None:
+            from cloche.heart.modules import GuestModules
+
+            directory = self._machine.kernel_directory
+            self._modules = GuestModules(self.loop, self.agent, directory, self._say)
+        self._modules.ask(event.fields)
+
+    def _say(self, text: str) -> None:
+        """Tell whoever reads the output of the first container, which is there for the longest."""
+        for container in self.containers.values():
+            return container.init.complain(f"cloche: {text}")
 
     def find(self, container_id: str) -> Container:
         """The container *container_id*; StateError when this VM has none of that name."""

@@ -43,13 +43,16 @@ DEFAULT_LINKS = (
 _SAME_EVERYWHERE = {
     (1, None),
     (5, None),
-    (10, 183),
-    (10, 137),
-    (10, 237),
+    (10, 137),  # vhci
+    (10, 183),  # hwrng
+    (10, 200),  # net/tun
+    (10, 203),  # cuse
+    (10, 229),  # fuse
+    (10, 234),  # btrfs-control
+    (10, 236),  # mapper/control
+    (10, 237),  # loop-control
+    (108, 0),  # ppp
 }
-
-# TUN/TAP and FUSE, which guests have with kernels that were built so only (docs/guest.md).
-_MODULES = {(10, 200), (10, 229)}
 
 _SAME_BLOCK = (1, 7)  # RAM disks and loop devices, made by the guest's own kernel
 
@@ -87,7 +90,6 @@ def device_plan(
     nodes: dict[str, dict[str, object]] = {}
     foreign: list[str] = []
     left_out: list[str] = []
-    driverless: list[str] = []
     for device in devices:
         path = posixpath.normpath(device.path)
         if path == "/dev/ptmx":  # always the link into the container's own devpts
@@ -99,13 +101,11 @@ def device_plan(
             left_out.append(f"{quoted(path)} ({device.major}:{device.minor})")
             continue
         if device.type in "cu" and not _same_everywhere(device.major, device.minor):
-            known = (device.major, device.minor) in _MODULES
-            notes = driverless if known else foreign
-            notes.append(f"{quoted(path)} ({device.major}:{device.minor})")
+            foreign.append(f"{quoted(path)} ({device.major}:{device.minor})")
         nodes.setdefault(path, _node(path, device))
     for path, major, minor in DEFAULT_DEVICES:
         nodes.setdefault(path, _char(path, major, minor))
-    return list(nodes.values()), _warnings(foreign, left_out, driverless)
+    return list(nodes.values()), _warnings(foreign, left_out)
 
 
 def _same_everywhere(major: int, minor: int) -> bool:
@@ -142,17 +142,12 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _warnings(foreign: list[str], left_out: list[str], driverless: list[str]) -> list[str]:
+def _warnings(foreign: list[str], left_out: list[str]) -> list[str]:
     warnings = []
     if left_out:
         warnings.append(
             f"$.linux.devices: block devices of the host that no device rule names by number are "
             f"not in the guest, left out: {_some(left_out)}"
-        )
-    if driverless:
-        warnings.append(
-            f"$.linux.devices: nodes made, but the distribution's kernel has their drivers as "
-            f"modules, which are not in the guest: {_some(driverless)}"
         )
     if foreign:
         warnings.append(
