@@ -21,9 +21,10 @@ class Mount(Struct, forbid_unknown_fields=True):
     flags: U32
     data: str
     propagation: U32
-    kind: Literal["dir", "file", "none"]
+    kind: Literal["dir", "file", "none", "skip"]
     tmpcopyup: bool
     recursive_attr: tuple[U64, U64] | None = None
+    read_only_last: bool = False
 
 
 class Device(Struct, forbid_unknown_fields=True):

@@ -254,8 +254,28 @@ def test_an_engines_shm_becomes_the_guests(tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", str(shm)], check=True)
     mount = mount_at(plan, "/dev/shm")
-    assert (mount["type"], mount["flags"]) == ("tmpfs", NOSUID | RDONLY)
+    assert (mount["type"], mount["flags"], mount["read_only_last"]) == ("tmpfs", NOSUID, True)
     assert mount["data"] == "mode=1777,size=4194304"
+
+
+@pytest.mark.parametrize(
+    ("mount", "is_last"),
+    [
+        ({"destination": "/dev", "type": "tmpfs", "options": ["ro"]}, True),
+        ({"destination": "/a", "type": "tmpfs", "options": ["nosuid", "ro"]}, True),
+        ({"destination": "/dev/", "type": "bind", "source": "/tmp", "options": ["ro"]}, True),
+        ({"destination": "/a", "type": "bind", "source": "/tmp", "options": ["ro"]}, False),
+        ({"destination": "/sys", "type": "sysfs", "options": ["ro"]}, False),
+        ({"destination": "/a", "type": "tmpfs", "options": ["rw"]}, False),
+        ({"destination": "/a", "type": "tmpfs", "options": ["remount", "ro"]}, False),
+    ],
+)
+def test_what_is_made_read_only_when_all_is_in_it(
+    tmp_path: Path, mount: dict[str, Any], is_last: bool
+) -> None:
+    (plan,) = compiled(spec(mounts=[mount]), tmp_path)[0]["mounts"]
+    assert plan.get("read_only_last", False) == is_last
+    assert bool(plan["flags"] & RDONLY) == ("ro" in mount["options"] and not is_last)
 
 
 def test_a_process_without_capabilities_has_none(tmp_path: Path) -> None:

@@ -228,3 +228,66 @@ def test_a_big_file_comes_through_unharmed(cloche: Runtime, bundle: Bundle, data
     result = cloche.run(bundle.sh("sha256sum </data/big; cp /data/big /data/copy"))
     assert result.output.split()[0] == hashlib.sha256(content).hexdigest()
     assert (data / "copy").read_bytes() == content
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_read_only_dev_holds_what_belongs_there(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, terminal: bool
+) -> None:
+    """Nodes, links, mounts and the console are made first."""
+    dev = next(each for each in bundle.config["mounts"] if each["destination"] == "/dev")
+    dev["options"] += ["ro"]
+    bundle.process["terminal"] = terminal
+    bundle.linux["devices"] = [{"path": "/dev/own", "type": "c", "major": 1, "minor": 5}]
+    # runc makes /dev/core where the host has a /proc/kcore.
+    bundle.sh("find /dev | grep -v core | sort; touch /dev/x; grep -o ' /dev .* r.,' /proc/mounts")
+    if not terminal:
+        result = same_under_runc(cloche, runc, bundle)
+        assert {"/dev/own", "/dev/pts/ptmx", "/dev/shm", "/dev/fd"} < {*result.lines}
+        assert "Read-only file system" in result.stderr
+        return
+    printed = []
+    for runtime in (cloche, runc):
+        with runtime.terminal("run", "--bundle", bundle.save(), runtime.new_id()) as screen:
+            screen.wait()
+        printed.append([line for line in screen.transcript.decode().splitlines() if line])
+    assert printed[0] == printed[1]
+    assert "/dev/console" in printed[0]
+    assert "touch: /dev/x: Read-only file system" in printed[0]
+
+
+def test_mounts_inside_a_read_only_tmpfs(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, data: Path
+) -> None:
+    bundle.mount("/etc/skel", "tmpfs", "tmpfs", "ro", "tmpcopyup")
+    bundle.mount("/a", "tmpfs", "tmpfs", "ro", "nosuid", "size=1m")
+    bundle.mount("/a/b/c", "bind", data, "rbind").mount("/a/file", "bind", data / "file", "bind")
+    bundle.mount("/a/d", "tmpfs", "tmpfs", "ro").mount("/a/d/e", "tmpfs")
+    script = "cat /a/b/c/file /a/file; touch /a/x /a/d/x /a/d/e/x /etc/skel/x; ls -R /a/d"
+    result = same_under_runc(cloche, runc, bundle.sh(script))
+    assert result.lines[:2] == ["from the host", "from the host"]
+    assert result.stderr.count("Read-only file system") == 3
+
+
+def test_a_read_only_dev_of_the_host(
+    cloche: Runtime, runc: Runtime, bundle: Bundle, data: Path
+) -> None:
+    (data / "null").touch()
+    mounts = bundle.config["mounts"]
+    bundle.config["mounts"] = [
+        each for each in mounts if not each["destination"].startswith("/dev")
+    ]
+    bundle.mount("/dev", "bind", data, "bind", "ro").mount("/dev/made/shm", "tmpfs")
+    script = "ls /dev /dev/made; touch /dev/x; touch /dev/made/shm/x && echo inside"
+    result = same_under_runc(cloche, runc, bundle.sh(script))
+    assert result.lines[-1] == "inside"
+    assert result.stderr.count("Read-only file system") == 1
+
+
+def test_what_a_later_mount_hides_is_closed_and_nothing_else(
+    cloche: Runtime, bundle: Bundle, data: Path
+) -> None:
+    """runc 1.1 makes the later one read-only, and the host's file system with it."""
+    bundle.mount("/a", "tmpfs", "tmpfs", "ro").mount("/a", "bind", data, "bind")
+    cloche.run(bundle.sh("touch /a/written"))
+    assert (data / "written").exists()

@@ -161,7 +161,7 @@ fn prepare_init(plan: &Container, stock: Stock) -> Prepared {
         identity::set_oom_score(process)?;
     }
     let root = rootfs::build(plan, stock)?;
-    let terminal = terminal_of(process, Some(&root))?;
+    let terminal = terminal_of(process, Some(&root.folder))?;
     with_terminal(terminal, rootfs::finish(plan, &root).and_then(|()| become_process(process)))
 }
 

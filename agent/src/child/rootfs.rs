@@ -4,6 +4,7 @@
 //! of the agent's file system has to be carried across.
 
 use alloc::format;
+use alloc::vec::Vec;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
@@ -40,8 +41,14 @@ pub fn follow_agent() -> sys::Result<()> {
     mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)
 }
 
-/// Binds the root, makes the mounts, devices and links, and returns the root.
-pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
+/// The root, with what is to be made read-only once everything is in place.
+pub struct Root {
+    pub folder: OwnedFd,
+    read_only_last: Vec<OwnedFd>,
+}
+
+/// Binds the root, makes the mounts, devices and links.
+pub fn build(plan: &Container, mut stock: Stock) -> Outcome<Root> {
     let slave = plan.propagation & u64::from(raw::MS_SLAVE) != 0;
     let kind =
         if slave { MountPropagationFlags::DOWNSTREAM } else { MountPropagationFlags::PRIVATE };
@@ -52,12 +59,18 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
     if let Some(flags) = plan.root_flags.0 {
         mounts::set_flags(&root, flags).step("bind root", plan.root)?;
     }
+    let mut read_only_last = Vec::new();
     for (index, mount) in plan.mounts.iter().enumerate() {
         let mounted = match stock.take(mount) {
             Some(tree) => mounts::attach_ready(&root, mount, tree),
             None => mounts::mount(&root, mount),
         };
         mounted.map_err(|failure| of_mount(failure, index))?;
+        if mount.read_only_last.0 {
+            // Now: a later one may hide it.
+            let opened = mounts::open_in_root(&root, mount.target, OFlags::PATH);
+            read_only_last.push(opened.step("make read-only", mount.target)?);
+        }
     }
     match plan.users.0 {
         None => make_devices(&root, &plan.devices)?,
@@ -67,7 +80,7 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<OwnedFd> {
         make_link(&root, to, path).step("link", path)?;
     }
     mounts::folder_in_root(&root, plan.process.cwd).step("mkdir", plan.process.cwd)?;
-    Ok(root)
+    Ok(Root { folder: root, read_only_last })
 }
 
 /// `failure`, with the place of the mount in the plan as its object: of the config's mounts several
@@ -78,8 +91,13 @@ fn of_mount(failure: Failure, index: usize) -> Failure {
 }
 
 /// What must come after everything else is in place, and pivot_root.
-pub fn finish(plan: &Container, root: &OwnedFd) -> Outcome<()> {
+pub fn finish(plan: &Container, root: &Root) -> Outcome<()> {
     set_sysctls(&plan.sysctls)?;
+    for mount in &root.read_only_last {
+        sys::mount_setattr(mount, 0, raw::MOUNT_ATTR_RDONLY.into(), 0, 0)
+            .step("make read-only", "tmpfs")?;
+    }
+    let root = &root.folder;
     for path in &plan.read_only_paths {
         protect(root, path).step("make read-only", path)?;
     }

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
 
 from cloche.model.cgroup_mounts import CGROUP_TYPES, cgroup_mounts, is_host_cgroup
 from cloche.model.disks import source_number
-from cloche.model.mounts import MS_BIND, MS_REC, MountOptions, parse_options
+from cloche.model.mounts import MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT, MountOptions, parse_options
 from cloche.model.problems import quoted, refuse
 from cloche.model.source_flags import (
     Below,
@@ -167,12 +167,24 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
             plan.append(_guest_shm(mount, memory[index], layout))
         else:
             plan.append(_filesystem(mount, layout))
+    for each in plan:
+        if _is_written_to(each):
+            each |= {"flags": cast("int", each["flags"]) & ~MS_RDONLY, "read_only_last": True}
     return plan
 
 
 def is_of_guest(mount: Mount, config: Config) -> bool:
     """Whether a bind shows something of the guest's in place of its source on the host."""
     return is_guest_shm(mount, config) or is_host_cgroup(mount)
+
+
+def _is_written_to(plan: dict[str, object]) -> bool:
+    """Whether it is to be read-only, but nodes and mount points are made in it: as runc, any tmpfs
+    and whatever is /dev.
+    """
+    flags = cast("int", plan["flags"])
+    read_only = flags & MS_RDONLY and not flags & MS_REMOUNT
+    return bool(read_only) and (plan["type"] == "tmpfs" or plan["target"] == "/dev")
 
 
 def is_guest_shm(mount: Mount, config: Config) -> bool:
