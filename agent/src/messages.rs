@@ -15,7 +15,10 @@ structures! {
     /// What a clone must not share with its template.
     Renew<'a> { realtime_ns: u64, seed: &'a [u8], hostname: &'a str, machine_id: &'a str, }
 
-    Network<'a> { interfaces: Vec<Interface<'a>>, routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>, }
+    Network<'a> {
+        interfaces: Vec<Interface<'a>>, routes: Vec<Route<'a>>, dns_relay: Vec<&'a str>,
+        sysctls: Maybe<Vec<Setting<'a>>>,
+    }
 
     /// What changes in a network that is set up: slots and routes that go, interfaces and routes
     /// that come.
@@ -27,7 +30,7 @@ structures! {
     Interface<'a> {
         slot: u32, name: &'a str, mac: Option<[u8; 6]>, mtu: u32,
         addresses: Vec<(&'a str, u8, Option<&'a str>)>, up: bool,
-        neighbours: Vec<(&'a str, [u8; 6])>,
+        neighbours: Vec<(&'a str, [u8; 6])>, sysctls: Maybe<Vec<Setting<'a>>>,
     }
 
     Route<'a> {

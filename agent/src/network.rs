@@ -12,7 +12,7 @@ use core::net::IpAddr;
 
 use cloche_agent::answers::Failure;
 use cloche_agent::errno;
-use cloche_agent::messages::{Interface, Network, NetworkChange, Route};
+use cloche_agent::messages::{Interface, Network, NetworkChange, Route, Setting};
 use cloche_agent::netlink::{self, Link};
 use linux_raw_sys::general as raw;
 use linux_raw_sys::ioctl::{SIOCGIFHWADDR, SIOCGIFINDEX};
@@ -95,10 +95,11 @@ impl Slots {
     /// Sets the network up as asked; what is created from now on lives in it.
     pub fn set_up(&mut self, plan: &Network) -> Outcome<()> {
         if plan.interfaces.is_empty() {
-            return Ok(());
+            return write_sysctls(&plan.sysctls.0);
         }
         sys::setns(&self.connected, NEWNET).step("network", "namespace")?;
         self.is_connected = true;
+        write_sysctls(&plan.sysctls.0)?;
         let socket = open_netlink().step("network", "netlink")?;
         self.add(&socket, &plan.interfaces, &plan.routes)
     }
@@ -342,6 +343,7 @@ fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
         ..Link::default()
     };
     change(socket, &link).step("interface", plan.name)?;
+    write_sysctls(&plan.sysctls.0)?;
     for (address, prefix, broadcast) in &plan.addresses {
         let local = parse(address)?;
         let broadcast = optional(*broadcast)?;
@@ -351,6 +353,17 @@ fn configure(socket: &OwnedFd, index: u32, plan: &Interface) -> Outcome<()> {
     for (address, mac) in &plan.neighbours {
         let request = netlink::add_neighbour(index, parse(address)?, *mac);
         ask(socket, &request).step("neighbour", address)?;
+    }
+    Ok(())
+}
+
+/// Sets sysctls of this network namespace. What this kernel does not have is passed over.
+fn write_sysctls(sysctls: &[Setting]) -> Outcome<()> {
+    for (name, value) in sysctls {
+        match files::write(format!("/proc/sys/{name}").as_str(), value.as_bytes()) {
+            Err(Errno::NOENT) => {}
+            result => result.step("sysctl", name)?,
+        }
     }
     Ok(())
 }

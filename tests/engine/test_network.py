@@ -384,3 +384,20 @@ def test_network_and_ipc_of_a_container(docker: Docker) -> None:
     joined = docker.run(*options, IMAGE, "sh", "-c", script).output
     there = docker.sh(name, "cat /proc/sys/kernel/random/boot_id; ip -o -4 addr show eth0")
     assert joined == f"told\n{there}"
+
+
+@pytest.mark.parametrize("kind", ["bridge", "none", "six"])
+def test_ipv6_is_on_or_off_as_in_the_namespace(docker: Docker, kind: str) -> None:
+    """Docker switches it off but for networks that have it."""
+    if kind == "six":
+        kind = docker.network("--ipv6", "--subnet", "fd00:c1::/64")
+    script = (
+        "cd /proc/sys/net/ipv6/conf; grep . */disable_ipv6; "
+        "ip -6 -o addr | awk '$4 !~ /^fe80/ {print $2, $4}'"
+    )
+    told = {}
+    for runtime in ("runc", docker.runtime):
+        argv = ["--rm", "--runtime", runtime, "--network", kind]
+        told[runtime] = docker("run", *argv, IMAGE, "sh", "-c", script).output
+    assert told[docker.runtime] == told["runc"]
+    assert ("eth0 fd00:c1::" in told["runc"]) == (kind not in ("bridge", "none"))

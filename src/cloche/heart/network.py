@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from cloche.base.errors import ClocheError
 from cloche.host.dns import LATE_RESOLVER, DnsRelay, loopback_nameservers
 from cloche.host.link_events import LinkEvents
-from cloche.host.network import as_told, attach, connect, no_room, scan, user_mode_network
+from cloche.host.network import (
+    as_told,
+    attach,
+    connect,
+    loopback_only,
+    no_room,
+    scan,
+    user_mode_network,
+)
 from cloche.host.redirect import untie
 
 if TYPE_CHECKING:
@@ -41,7 +49,7 @@ class GuestNetwork:
     def adopt(
         self, taps: list[Tap], resolv_conf: str, warnings: list[str]
     ) -> dict[str, Any] | None:
-        """The `network` request for what the namespace holds; None where it holds nothing.
+        """The `network` request for what the namespace holds; None where it is a plain, empty one.
 
         *resolv_conf* is the container's: name servers on loopback in it are relayed.
         """
@@ -49,7 +57,7 @@ class GuestNetwork:
         warnings += found.warnings
         self._told = found.warnings
         if not found.interfaces:
-            return None
+            return loopback_only()
         request = connect(found, taps)
         self._taps = taps
         self._remember(request["interfaces"], found.routes)

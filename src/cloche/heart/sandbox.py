@@ -14,6 +14,7 @@ from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal, share_mount
 from cloche.heart.parent import Parent
+from cloche.host.ipv6 import ON, switch
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.wire.messages import AgentError
@@ -232,11 +233,12 @@ class Sandbox:
         self.vm.kill()
 
     def _network(self, container: Container) -> dict[str, Any] | None:
-        """The `network` request for what the namespace holds; None for a loopback only."""
+        """The `network` request for what the namespace holds; None for a plain loopback only."""
         if self.request.has_own_empty_network():
-            return None  # looked at again at `start`, should somebody fill it until then
+            # Looked at again at `start`, should somebody fill it until then.
+            return self._loopback()
         if not self.taps and not self.request.has_user_network():
-            return None
+            return self._loopback()
         from cloche.heart.network import GuestNetwork
 
         self.network = GuestNetwork(self.loop, self.agent)
@@ -245,6 +247,14 @@ class Sandbox:
                 self.warnings.append(NOT_THE_HOSTS)
             return self.network.user_mode(container.resolv_conf())
         return self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
+
+    @staticmethod
+    def _loopback() -> dict[str, Any] | None:
+        if switch("lo") == ON:
+            return None
+        from cloche.host.network import loopback_only
+
+        return loopback_only()
 
     async def adopt_late(self, container: Container) -> None:
         """Before the program runs: what was put into an empty namespace after `create`."""

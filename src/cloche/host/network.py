@@ -16,6 +16,7 @@ import struct
 from cloche.base.errors import ClocheError
 from cloche.base.spawn import run
 from cloche.host import user_network
+from cloche.host.ipv6 import interface_sysctls, namespace_sysctls
 from cloche.host.redirect import HOST_PORTS, redirect
 from cloche.host.taps import TAP_PREFIX
 
@@ -45,10 +46,11 @@ class Interface:
     """One Ethernet device of the namespace, as the guest is to have it.
 
     *kind* is rtnetlink's (veth, macvlan, …; empty for a physical one), *mtu* in bytes, *addresses*
-    are `[ip, prefix, broadcast or None]`, *neighbours* `[ip, mac]`.
+    are `[ip, prefix, broadcast or None]`, *neighbours* `[ip, mac]`, *sysctls* what is not as
+    in the namespace as a whole.
     """
 
-    __slots__ = ("addresses", "kind", "mac", "mtu", "name", "neighbours", "up")
+    __slots__ = ("addresses", "kind", "mac", "mtu", "name", "neighbours", "sysctls", "up")
 
     def __init__(self, name: str, kind: str, mac: bytes, mtu: int, up: bool) -> None:
         self.name = name
@@ -58,6 +60,7 @@ class Interface:
         self.up = up
         self.addresses: list[list[str | int | None]] = []
         self.neighbours: list[list[str | bytes]] = []
+        self.sysctls: list[list[str]] = []
 
 
 class Network:
@@ -81,7 +84,11 @@ def scan(*, strict: bool = True) -> Network:
     *strict*, a warning.
     """
     output = run(["ip", "-details", "-json", "-batch", "-"], stdin=_QUERIES, hint="needs iproute2")
-    return parse(*_documents(output.decode()), strict=strict)
+    network = parse(*_documents(output.decode()), strict=strict)
+    own = interface_sysctls([interface.name for interface in network.interfaces])
+    for interface in network.interfaces:
+        interface.sysctls = own.get(interface.name, [])
+    return network
 
 
 def _documents(text: str) -> list[Any]:
@@ -230,7 +237,20 @@ def connect(network: Network, taps: Sequence[Tap]) -> dict[str, Any]:
         "interfaces": attach(list(zip(slots, network.interfaces, strict=True)), taps),
         "routes": network.routes,
         "dns_relay": [],
+        **own_sysctls(),
     }
+
+
+def own_sysctls() -> dict[str, Any]:
+    """The `sysctls` of a request that makes the guest's namespace as this one, if it takes any."""
+    sysctls = namespace_sysctls()
+    return {"sysctls": sysctls} if sysctls else {}
+
+
+def loopback_only() -> dict[str, Any] | None:
+    """The agent's `network` request where there is a loopback only; None if it is a plain one."""
+    own = own_sysctls()
+    return {"interfaces": [], "routes": [], "dns_relay": [], **own} if own else None
 
 
 def attach(pairs: Sequence[tuple[int, Interface]], taps: Sequence[Tap]) -> list[dict[str, Any]]:
@@ -318,6 +338,7 @@ def _sysctl(name: str, value: str) -> None:
 
 def as_told(slot: int, interface: Interface) -> dict[str, Any]:
     """The protocol's Interface."""
+    own = {"sysctls": interface.sysctls} if interface.sysctls else {}
     return {
         "slot": slot,
         "name": interface.name,
@@ -326,6 +347,7 @@ def as_told(slot: int, interface: Interface) -> dict[str, Any]:
         "addresses": interface.addresses,
         "up": interface.up,
         "neighbours": interface.neighbours,
+        **own,
     }
 
 
@@ -346,4 +368,4 @@ def user_mode_network() -> dict[str, Any]:
     link = {"dst": "10.0.2.0/24", "dev": "eth0", "scope": "link", "prefsrc": user_network.GUEST}
     default = {"dst": "default", "dev": "eth0", "gateway": user_network.GATEWAY}
     routes = [_route(link), _route(default)]
-    return {"interfaces": [interface], "routes": routes, "dns_relay": []}
+    return {"interfaces": [interface], "routes": routes, "dns_relay": [], **own_sysctls()}
