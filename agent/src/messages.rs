@@ -42,7 +42,7 @@ structures! {
         source: &'a str, target: &'a str, fstype as "type": &'a str, flags: u64, data: &'a str,
         propagation: u64, kind: &'a str, tmpcopyup: Maybe<bool>,
         recursive_attr: Maybe<Option<(u64, u64)>>, folders: Maybe<Vec<&'a str>>,
-        read_only_last: Maybe<bool>,
+        read_only_last: Maybe<bool>, below: Maybe<Vec<(&'a str, u64)>>,
     }
 
     Container<'a> {

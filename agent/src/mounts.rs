@@ -124,16 +124,16 @@ pub fn mount(root: impl AsFd, plan: &Mount) -> Outcome<()> {
     for folder in &plan.folders.0 {
         folder_in_root(root, folder).step("mkdir", folder)?;
     }
-    let (target, made) = match target(root, plan.target, plan.kind) {
-        Err(Errno::NOENT) if plan.kind == "skip" => return Ok(()),
-        result => result.map_err(|error| unfit(plan, error))?,
-    };
+    let (target, made) =
+        target(root, plan.target, plan.kind).map_err(|error| unfit(plan, error))?;
     let flags = plan.flags;
     if flags & u64::from(raw::MS_REMOUNT) != 0 {
         return remount(&target, plan).map_err(|error| failed(plan, error));
     }
     if flags & u64::from(raw::MS_BIND) != 0 {
-        return bind(&target, plan).map_err(|error| failed(plan, error));
+        return bind(&target, plan)
+            .and_then(|()| bind_below(root, plan))
+            .map_err(|error| failed(plan, error));
     }
     if plan.tmpcopyup.0 {
         return copyup::mount(&target, made, plan);
@@ -212,6 +212,22 @@ fn bind(target: &OwnedFd, plan: &Mount) -> Result<()> {
     }
     adjust(&tree, plan)?;
     attach(&tree, target)
+}
+
+/// Binds of what is below the bind `plan` that have flags of their own. One that cannot be seen
+/// there, being hidden by another mount of the host's, needs none.
+fn bind_below(root: BorrowedFd, plan: &Mount) -> Result<()> {
+    for (path, flags) in &plan.below.0 {
+        let target = match open_target(root, &format!("{}/{path}", plan.target)) {
+            Err(Errno::NOENT) => continue,
+            result => result?,
+        };
+        let tree = clone_tree(fs::CWD, &format!("{}/{path}", plan.source), false)?;
+        set_flags(&tree, *flags)?;
+        adjust(&tree, plan)?;
+        attach(&tree, &target)?;
+    }
+    Ok(())
 }
 
 /// Recursive attributes and propagation.

@@ -21,10 +21,11 @@ class Mount(Struct, forbid_unknown_fields=True):
     flags: U32
     data: str
     propagation: U32
-    kind: Literal["dir", "file", "none", "skip"]
+    kind: Literal["dir", "file", "none"]
     tmpcopyup: bool
     recursive_attr: tuple[U64, U64] | None = None
     read_only_last: bool = False
+    below: list[tuple[str, U32]] = []
 
 
 class Device(Struct, forbid_unknown_fields=True):

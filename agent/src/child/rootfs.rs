@@ -44,7 +44,7 @@ pub fn follow_agent() -> sys::Result<()> {
 /// The root, with what is to be made read-only once everything is in place.
 pub struct Root {
     pub folder: OwnedFd,
-    read_only_last: Vec<OwnedFd>,
+    read_only_last: Vec<(usize, OwnedFd)>,
 }
 
 /// Binds the root, makes the mounts, devices and links.
@@ -69,7 +69,7 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<Root> {
         if mount.read_only_last.0 {
             // Now: a later one may hide it.
             let opened = mounts::open_in_root(&root, mount.target, OFlags::PATH);
-            read_only_last.push(opened.step("make read-only", mount.target)?);
+            read_only_last.push((index, opened.step("mount", mount.target)?));
         }
     }
     match plan.users.0 {
@@ -93,9 +93,10 @@ fn of_mount(failure: Failure, index: usize) -> Failure {
 /// What must come after everything else is in place, and pivot_root.
 pub fn finish(plan: &Container, root: &Root) -> Outcome<()> {
     set_sysctls(&plan.sysctls)?;
-    for mount in &root.read_only_last {
+    for (index, mount) in &root.read_only_last {
         sys::mount_setattr(mount, 0, raw::MOUNT_ATTR_RDONLY.into(), 0, 0)
-            .step("make read-only", "tmpfs")?;
+            .step("mount", "read-only")
+            .map_err(|failure| of_mount(failure, *index))?;
     }
     let root = &root.folder;
     for path in &plan.read_only_paths {

@@ -162,14 +162,14 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
         if mount is None:
             continue
         if index in by_index:
-            plan += _bind(mount, by_index[index], layout, is_locked=is_locked)
+            plan.append(_bind(mount, by_index[index], layout, is_locked=is_locked))
         elif index in memory:
             plan.append(_guest_shm(mount, memory[index], layout))
         else:
             plan.append(_filesystem(mount, layout))
-    for each in plan:
-        if _is_written_to(each):
-            each |= {"flags": cast("int", each["flags"]) & ~MS_RDONLY, "read_only_last": True}
+    for made in plan:
+        if _is_written_to(made):
+            made |= {"flags": cast("int", made["flags"]) & ~MS_RDONLY, "read_only_last": True}
     return plan
 
 
@@ -220,7 +220,7 @@ def _guest_shm(mount: Mount, shm: Shm, layout: Layout) -> dict[str, object]:
     return plan | {"flags": flags & ~(MS_BIND | MS_REC), "data": shm_data(shm.size)}
 
 
-def _bind(mount: Mount, bind: Bind, layout: Layout, *, is_locked: bool) -> list[dict[str, object]]:
+def _bind(mount: Mount, bind: Bind, layout: Layout, *, is_locked: bool) -> dict[str, object]:
     """The bind, and what must have other flags below it: in the guest it is all one mount."""
     options = parse_options(mount.options)
     flags = bind_flags(options.flags, bind.flags, is_locked=is_locked) | MS_BIND
@@ -228,18 +228,9 @@ def _bind(mount: Mount, bind: Bind, layout: Layout, *, is_locked: bool) -> list[
         flags |= MS_REC
     plan = _mount(mount, layout.volume(bind.index), "bind", options)
     plan |= {"flags": flags, "data": "", "kind": "dir" if bind.is_dir else "file"}
-    below = uncovered(bind.below, flags) if bind.below else []
-    return [plan, *(_below(plan, each) for each in below)]
-
-
-def _below(plan: dict[str, object], each: Below) -> dict[str, object]:
-    """A mount of the host's inside the bind of *plan*; nothing where it cannot be seen there."""
-    return plan | {
-        "source": f"{plan['source']}/{each.path}",
-        "target": os.path.join(str(plan["target"]), each.path),
-        "flags": each.flags | MS_BIND,
-        "kind": "skip",
-    }
+    if below := uncovered(bind.below, flags):
+        plan["below"] = [[each.path, each.flags] for each in below]
+    return plan
 
 
 def _filesystem(mount: Mount, layout: Layout) -> dict[str, object]:
