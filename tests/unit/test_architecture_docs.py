@@ -20,7 +20,7 @@ def _paragraph(package: str) -> str:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_modules_of_a_package(package: str) -> None:
-    named = set(re.findall(r"`([a-z_]+)`", _paragraph(package)))
+    named = set(re.findall(r"`([a-z_0-9]+)`", _paragraph(package)))
     there = {path.stem for path in (TOP / "src/cloche" / package).glob("*.py")} - {"__init__"}
     verbs = {"run", "vm"}  # said of a module, not one itself
     assert named - there <= verbs
