@@ -15,6 +15,7 @@ from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
 from cloche.vmm.argv import kernel_cmdline
 from cloche.vmm.frozen import FROZEN_ACCEL, load_frozen
+from cloche.vmm.randomize import is_randomized
 from cloche.vmm.shape import Shape, cpu_count, memory_step
 from cloche.vmm.template import Template, load_template
 from cloche.vmm.variant import Variants
@@ -61,7 +62,9 @@ def find_guest(settings: Settings) -> Guest:
 def find_variants(settings: Settings, qemu: str = "") -> Variants:
     """The ways to spell a machine for *qemu*, by default the configured one."""
     accel = choose_accel(DEFAULT_ROOT, settings.accel).name
-    return Variants(settings.data_root, qemu or settings.qemu, accel, settings.machine)
+    found = Variants(settings.data_root, qemu or settings.qemu, accel, settings.machine)
+    found.randomize = settings.randomize
+    return found
 
 
 def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
@@ -73,13 +76,19 @@ def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: flo
         cpus=cpu_count(cpus, os.cpu_count() or 1),
         memory=memory_step(memory),
         guest_key=guest.key,
+        randomize=variants.randomize,
     )
 
 
 def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
     """Kernel, initramfs and command line to boot *shape* with."""
     khz = tsc_khz() if shape.accel == "tcg" else 0
-    cmdline = kernel_cmdline(machine=shape.variant.machine, accel=shape.accel, tsc_khz=khz)
+    cmdline = kernel_cmdline(
+        machine=shape.variant.machine,
+        accel=shape.accel,
+        tsc_khz=khz,
+        randomize=is_randomized(shape),
+    )
     return str(guest.vmlinux), str(guest.initramfs), cmdline
 
 

@@ -17,6 +17,7 @@ DEFAULTS: dict[str, str] = {
     "accel": "auto",
     "template": "on",
     "freeze": "on",
+    "randomize": "auto",
     "kernel": "",
 }
 _CHOICES = {
@@ -24,6 +25,7 @@ _CHOICES = {
     "accel": ("auto", "kvm", "tcg"),
     "template": ("on", "off"),
     "freeze": ("on", "off"),
+    "randomize": ("auto", "on", "off"),
 }
 
 
@@ -37,6 +39,7 @@ class Settings:
         self.accel = values["accel"]
         self.template = values["template"] == "on"
         self.freeze = values["freeze"] == "on"
+        self.randomize = values["randomize"]
         self.kernel = values["kernel"]
 
     @property

@@ -264,7 +264,7 @@ def _root_disk(image: RootImage | None, bus: str) -> list[str]:
     return ["-blockdev", backend, "-device", device]
 
 
-def kernel_cmdline(*, machine: str, accel: str, tsc_khz: int) -> str:
+def kernel_cmdline(*, machine: str, accel: str, tsc_khz: int, randomize: bool) -> str:
     """The guest kernel's command line.
 
     The guest's only secrets come from its own containers, which share one trust domain, so the
@@ -277,6 +277,8 @@ def kernel_cmdline(*, machine: str, accel: str, tsc_khz: int) -> str:
     if machine == "microvm":
         # It has no PCI bus: looking for one takes 33,000 exits, each of them dear with KVM.
         words.append("pci=off")
+    if not randomize:
+        words.append("norandmaps")
     if accel == "tcg":
         # Under TCG the guest may hang calibrating the TSC, which is the host's own.
         words += [f"tsc_early_khz={tsc_khz}", "tsc=reliable", "no_timer_check"]

@@ -30,10 +30,18 @@ NO_LIMIT = 1 << 60
 class Shape:
     """What a template is made for: change any of it and the template is another one."""
 
-    __slots__ = ("accel", "cpus", "guest_key", "memory", "qemu", "variant")
+    __slots__ = ("accel", "cpus", "guest_key", "memory", "qemu", "randomize", "variant")
 
     def __init__(
-        self, *, qemu: str, variant: Variant, accel: str, cpus: int, memory: int, guest_key: str
+        self,
+        *,
+        qemu: str,
+        variant: Variant,
+        accel: str,
+        cpus: int,
+        memory: int,
+        guest_key: str,
+        randomize: str = "auto",
     ) -> None:
         self.qemu = qemu
         self.variant = variant
@@ -41,10 +49,11 @@ class Shape:
         self.cpus = cpus
         self.memory = memory
         self.guest_key = guest_key
+        self.randomize = randomize
 
     def identity(self) -> list[str]:
         """All that a template depends on: a changed QEMU or host CPU makes it another one."""
-        size = f"{self.cpus} cpu, {self.memory} MiB"
+        size = f"{self.cpus} cpu, {self.memory} MiB, random addresses {self.randomize}"
         return [
             *(FORMAT, build_of(self.qemu), str(self.variant), self.accel),
             *(size, self.guest_key, host_cpu(features=self.accel == "kvm")),
@@ -60,7 +69,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "7"
+FORMAT = "8"
 
 
 def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:

@@ -37,6 +37,8 @@ class Variants:
         self._machine = machine
         self._all = variants(accel, machine)
         self.is_known = False
+        # Where the guest's kernel puts programs, as configured (randomize.py).
+        self.randomize = "auto"
         self.refused: list[str] = []
         self.load()
 
