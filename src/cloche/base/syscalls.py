@@ -242,3 +242,32 @@ def get_limit(resource: int) -> tuple[int, int]:
 def set_limit(resource: int, soft: int, hard: int) -> None:
     """setrlimit(2); OSError on failure."""
     _check(_libc.setrlimit(resource, (ctypes.c_uint64 * 2)(soft, hard)), "setrlimit")
+
+
+_SECCOMP, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 317, 1, 8
+_PIDFD_GETFD = 438
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def seccomp_listener(program: bytes) -> int:
+    """Come under the filter *program*; a descriptor of what it asks (seccomp_unotify(2)).
+
+    It is closed by an exec. OSError on failure.
+    """
+    loaded = _Program(len(program) // 8, program)
+    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER
+    arguments = (_SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(loaded))
+    return _check(_libc.syscall(_SECCOMP, *arguments), "seccomp")
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A copy of descriptor *number* of another process (pidfd_getfd(2)); OSError on failure."""
+    return _check(_libc.syscall(_PIDFD_GETFD, pidfd, number, 0), "pidfd_getfd")
+
+
+def connect(fd: int, address: bytes) -> int:
+    """connect(2) to a struct sockaddr; 0, or what errno says."""
+    return 0 if _libc.connect(fd, address, len(address)) == 0 else ctypes.get_errno()

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cloche.base.errors import ClocheError
+from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.limits import lift, own_limits
 from cloche.base.text import printable
 from cloche.cli.create import run_attached
@@ -35,8 +35,8 @@ BUNDLE_PREFIX = ".bundle-"
 
 def do(context: Context, args: list[str]) -> int:
     """`cloche do`: the exit status is the command's, or docker's where it could not be run."""
-    options, wanted = _parse(args)
     try:
+        options, wanted = _parse(args)
         return _do(context, options, wanted)
     except ClocheError as error:
         error.exit_code = _exit_code(error.message)
@@ -49,6 +49,7 @@ class Wanted(NamedTuple):
     image: str
     refresh: bool
     quiet: bool
+    host_loopback: frozenset[int] | None
 
     def report(self, text: str) -> None:
         """A line for who waits."""
@@ -82,6 +83,7 @@ def _do(context: Context, options: DoOptions, wanted: Wanted) -> int:
             image=str(image.erofs or ""),
             user_network=options.network == USER_NETWORK,
             debug=context.log.is_debugging,
+            host_loopback=wanted.host_loopback,
             keep=[held],
             limits=limits,
         )
@@ -128,6 +130,13 @@ def _parse(args: list[str]) -> tuple[DoOptions, Wanted]:
     add("--memory", "-m", default="", metavar="SIZE", help="limit, such as 512m or 2g")
     add("--cpus", default="", metavar="NUMBER", help="limit, such as 2 or 0.5")
     add("--network", default=USER_NETWORK, choices=("user", "none"))
+    add(
+        "--host-loopback",
+        action="append",
+        default=[],
+        metavar="PORT[,PORT…]|all",
+        help="ports of the host's own loopback that the user network leads to, at 10.0.2.2",
+    )
     add("--hostname", default="", metavar="NAME")
     add("--read-only", action="store_true", help="root file system read-only")
     add("--entrypoint", metavar="PROGRAM", help="in place of the image's; empty removes it")
@@ -151,7 +160,18 @@ def _parse(args: list[str]) -> tuple[DoOptions, Wanted]:
         read_only=parsed.read_only,
         entrypoint=(parsed.entrypoint,) if parsed.entrypoint is not None else (),
     )
-    return options, Wanted(parsed.image, parsed.pull, parsed.quiet)
+    ports = _loopback_ports(parsed.host_loopback)
+    return options, Wanted(parsed.image, parsed.pull, parsed.quiet, ports)
+
+
+def _loopback_ports(values: list[str]) -> frozenset[int] | None:
+    """The ports that *values* name; None: all of them. ConfigError for what is no port."""
+    words = [word for value in values for word in value.split(",")]
+    for word in words:
+        is_port = word.isascii() and word.isdigit() and 0 < int(word) < 1 << 16
+        if not is_port and word != "all":
+            raise ConfigError(f"--host-loopback {word!r}: ports, or all, are expected")
+    return None if "all" in words else frozenset(map(int, words))
 
 
 def _write_bundle(bundle: str, image: Image, options: DoOptions) -> None:

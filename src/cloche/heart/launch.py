@@ -22,7 +22,7 @@ from cloche.vmm.shape import MIB, memory_step
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from typing import Any
 
     from cloche.base.limits import Rlimits
@@ -52,7 +52,8 @@ class Request:
     is. *at_once*: it is started as soon as it is created. *image* is an erofs image that goes to
     a block slot as its root. *keep* are descriptors that the supervisor is to hold, *limits* the
     resource limits of the caller, where that is not this process. *debug*: it tells how it was
-    started.
+    started. *host_loopback* are the ports of the host's loopback that a user-mode network leads to;
+    None: all of them.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Request:
         keep: Sequence[int] = (),
         debug: bool = False,
         limits: Rlimits = (),
+        host_loopback: Collection[int] | None = None,
     ) -> None:
         self.root = root
         self.id = check_id(container_id)
@@ -84,6 +86,7 @@ class Request:
         self.at_once = at_once
         self.ends_with_caller = ends_with_caller
         self.debug = debug
+        self.host_loopback = host_loopback
         # All that the supervisor has of its caller's descriptors, beside stdio.
         self.kept = [*keep]
         # The container's processes get those that config.json does not name, as from runc; cloche

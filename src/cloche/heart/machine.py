@@ -163,6 +163,10 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
     machine = Machine(Vm(loop, request.directory), choice)
     vm, warnings = machine.vm, machine.warnings
     user_network = not taps and request.has_user_network()
+    if user_network and request.host_loopback is not None:
+        from cloche.vmm.loopback import HostLoopback
+
+        vm.guard = HostLoopback(loop, request.host_loopback)
     frozen = machine.frozen = _find_frozen(request, choice, user_network, warnings)
 
     def otherwise(held: Sequence[int]) -> None:

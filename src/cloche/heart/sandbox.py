@@ -82,6 +82,7 @@ class Sandbox:
         self._numbers = 0
         self._next_oom = 0.0
         self._interrupted = False
+        self._is_refusal_told = False
 
     def next_number(self) -> int:
         """A number never given before in this sandbox."""
@@ -284,7 +285,18 @@ class Sandbox:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
         self._follow_network(container)
+        if self.vm.guard is not None:
+            self.vm.guard.on_refusal = lambda port: self._tell_refusal(container, port)
         self.control = ControlServer(self, os.path.join(self.request.directory, "control.sock"))
+
+    def _tell_refusal(self, container: Container, port: int) -> None:
+        """Why the host's loopback is not reached; once, for the guest may try it on and on."""
+        if not self._is_refusal_told:
+            self._is_refusal_told = True
+            where = f"port {port} of the host's loopback"
+            container.init.complain(
+                f"cloche: network: {where}: refused (--host-loopback {port} lets it be reached)"
+            )
 
     def _follow_network(self, container: Container) -> None:
         """Networks come and go while the container runs (`docker network connect`)."""

@@ -14,7 +14,7 @@ from cloche.vmm.preload import qemu_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 FIRST_FD = 3
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
@@ -30,7 +30,13 @@ def file_limit() -> int:
 
 
 def launch_qemu(
-    argv: list[str], fds: Sequence[int], log: str, *, huge_pages: bool, program: str = ""
+    argv: list[str],
+    fds: Sequence[int],
+    log: str,
+    *,
+    huge_pages: bool,
+    program: str = "",
+    restrict: Callable[[], None] | None = None,
 ) -> int:
     """Start QEMU and return its pid (as seen from here).
 
@@ -40,7 +46,8 @@ def launch_qemu(
     *fds* become descriptors 3, 4, … of QEMU, in this order; it has no others but /dev/null as
     input and the file *log* as output. It runs as pid 1 of its own pid namespace, in its own
     mount, ipc and uts namespaces, can gain no privileges, and dies with its parent. Without
-    *huge_pages* it gets none whatever it asks for.
+    *huge_pages* it gets none whatever it asks for. *restrict* is called in the new process when it
+    can gain no privileges any more; should that fail, QEMU is not started.
     """
     if not os.access(argv[0], os.X_OK):
         raise ClocheError(
@@ -50,12 +57,19 @@ def launch_qemu(
     own_pid_ns = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     parent = os.getpid()
     parent_fd = os.pidfd_open(parent)
+
+    def shut() -> None:
+        if not huge_pages:
+            syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
+        if restrict is not None:
+            restrict()
+
     log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _become_qemu(argv, fds, log_fd, parent_fd, huge_pages, program)
+            _become_qemu(argv, fds, log_fd, parent_fd, program, shut)
         # Children to come belong to our own pid namespace again.
         syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
     finally:
@@ -71,8 +85,8 @@ def _become_qemu(
     fds: Sequence[int],
     log_fd: int,
     parent_fd: int,
-    huge_pages: bool,
     program: str,
+    shut: Callable[[], None],
 ) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
     step = "processes and namespaces of its own"
@@ -90,8 +104,7 @@ def _become_qemu(
         syscalls.follow_host_mounts()
         step = "privileges and descriptors"
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
-        if not huge_pages:
-            syscalls.prctl(syscalls.PR_SET_THP_DISABLE, 1)
+        shut()
         _arrange_descriptors(fds, log_fd)
         _set_limits()
         os.chdir("/")

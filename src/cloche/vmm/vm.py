@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cloche.vmm.argv import RootImage
     from cloche.vmm.frozen import Frozen
+    from cloche.vmm.loopback import HostLoopback
     from cloche.vmm.shape import Shape
 
 CONSOLE_KEPT = 16384
@@ -44,6 +45,8 @@ class Vm:
         self.log = os.path.join(directory, "qemu.log")
         self.pid = 0
         self.argv: list[str] = []
+        # Decides on the connections of QEMU's user-mode network; None: all may be made.
+        self.guard: HostLoopback | None = None
         self.exited = Future()
         self.ready = Future()
         self.running = Future()
@@ -128,7 +131,7 @@ class Vm:
         fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks)]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
         # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
-        self.pid = launch_qemu(argv, fds, self.log, huge_pages=shape.accel == "kvm")
+        self.pid = self._start(argv, fds, huge_pages=shape.accel == "kvm")
         os.close(incoming)
         self._watch(ends)
 
@@ -160,7 +163,7 @@ class Vm:
             # The rest is for those who look at ps(1).
             argv = self.argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
             fds = [*(end.fileno() for end in ends), *fds]
-            self.pid = launch_qemu(argv, fds, self.log, huge_pages=False, program=frozen.program)
+            self.pid = self._start(argv, fds, huge_pages=False, program=frozen.program)
             self._watch(ends)
         except OSError:
             self._undo_launch()
@@ -175,6 +178,18 @@ class Vm:
         timer = self.loop.call_later(THAW_TIMEOUT_S, self._give_thaw_up)
         self.running.on_done(lambda _: timer.cancel())
         self.running.on_done(lambda _: _close(held))
+
+    def _start(
+        self, argv: list[str], fds: Sequence[int], *, huge_pages: bool, program: str = ""
+    ) -> int:
+        guard = self.guard
+        restrict = guard.prepare() if guard is not None else None
+        pid = launch_qemu(
+            argv, fds, self.log, huge_pages=huge_pages, program=program, restrict=restrict
+        )
+        if guard is not None:
+            guard.started(pid)
+        return pid
 
     def _undo_launch(self) -> None:
         """End a QEMU that cannot be watched: no descriptor is left, say."""
