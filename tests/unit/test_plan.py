@@ -385,6 +385,7 @@ def test_limits(
             [["cpu.max", "2000 100000"], ["cpu.max.burst", "1000"]],
         ),
         ({"pids": {"limit": -1}}, [["pids.max", "max"]]),
+        ({"pids": {}}, []),
         (
             {"pids": {"limit": 4}, "unified": {"pids.max": "5", "memory.high": "7"}},
             [["pids.max", "4"], ["memory.high", "7"], ["pids.max", "5"]],
@@ -436,3 +437,15 @@ def test_flags_are_those_of_mount_8(tmp_path: Path) -> None:
     # runc has time namespaces since 1.2.
     assert {*theirs["linux"]["namespaces"], "time"} == {*ours["linux"]["namespaces"]}
     assert theirs["hooks"] == ours["hooks"]
+
+
+@pytest.mark.parametrize(
+    ("version", "values"),
+    [("1.0.2", []), ("1.2.1", []), ("1.3.0", [["pids.max", "1"]]), ("1.10.0", [["pids.max", "1"]])],
+)
+def test_no_processes_at_all_are_a_limit_since_1_3(
+    tmp_path: Path, version: str, values: list[list[str]]
+) -> None:
+    config = spec(ociVersion=version)
+    config["linux"]["resources"] = {"pids": {"limit": 0}}
+    assert compiled(config, tmp_path)[0]["cgroup_values"] == values

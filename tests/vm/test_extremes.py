@@ -292,3 +292,12 @@ def test_a_request_that_no_frame_holds(cloche: Runtime, bundle: Bundle) -> None:
     message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
     assert "$: create: request of " in message
     assert cloche.leftovers() == []
+
+
+@pytest.mark.parametrize(("version", "told"), [("1.2.0", "forked"), ("1.3.0", "")])
+def test_a_limit_of_no_processes(cloche: Runtime, bundle: Bundle, version: str, told: str) -> None:
+    """What runc before 1.4, and the specification before 1.3, took for none."""
+    bundle.config["ociVersion"] = version
+    bundle.linux["resources"] = {"pids": {"limit": 0}}
+    result = cloche.run(bundle.sh("(echo forked)"), code=None)
+    assert (result.output, result.code == 0) == (told, told != "")

@@ -168,3 +168,26 @@ def test_a_qemu_that_does_not_know_a_parameter(cloche: Runtime, bundle: Bundle) 
     bundle.config["vm"] = {"hypervisor": {"path": QEMU, "parameters": ["-nonsense"]}}
     message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
     assert "-nonsense: invalid option" in message
+
+
+def test_a_size_as_programs_in_go_write_it(cloche: Runtime, bundle: Bundle) -> None:
+    bundle.config["vm"] = {"hwconfig": {"vcpus": 2, "memory": 200 << 20}}
+    assert cloche.run(bundle.sh("nproc")).output == "2"
+
+
+def test_a_command_line_that_the_kernel_would_cut(
+    cloche: Runtime, bundle: Bundle, kernel: Path
+) -> None:
+    words = [f"word{number}=" + "x" * 100 for number in range(20)]
+    bundle.config["vm"] = {"kernel": {"path": str(kernel), "parameters": words}}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert "$.vm.kernel.parameters: a command line of 2" in message
+    assert cloche.leftovers() == []
+
+
+@pytest.mark.parametrize("memory", [1, 1 << 53, (1 << 64) - 1])
+def test_a_size_that_no_vm_has(cloche: Runtime, bundle: Bundle, memory: int) -> None:
+    bundle.config["vm"] = {"hwConfig": {"memory": memory}}
+    message = cloche.fails("run", "--bundle", bundle.save(), cloche.new_id())
+    assert "$.vm.hwConfig.memory: expected 134217728 bytes at least" in message
+    assert cloche.leftovers() == []

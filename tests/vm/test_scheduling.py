@@ -1,4 +1,4 @@
-"""Scheduler, I/O priority, affinity and personality, as the guest's kernel reports them."""
+"""Scheduler, I/O priority, affinity, memory policy, personality, as the guest's kernel tells."""
 
 from __future__ import annotations
 
@@ -62,6 +62,28 @@ def test_linux32(cloche: Runtime, bundle: Bundle) -> None:
     assert container.sh("uname -m").output == "i686"
     del bundle.linux["personality"]
     assert cloche.run(bundle.args("uname", "-m")).output == "x86_64"
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        ({"mode": "MPOL_BIND", "nodes": "0"}, "bind:0"),
+        ({"mode": "MPOL_INTERLEAVE", "nodes": "0-3"}, "interleave:0"),
+        ({"mode": "MPOL_PREFERRED"}, "local"),
+        ({"mode": "MPOL_DEFAULT"}, "default"),
+        ({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}, "bind=static:0"),
+        (
+            {"mode": "MPOL_PREFERRED_MANY", "nodes": "7", "flags": ["MPOL_F_RELATIVE_NODES"]},
+            "prefer (many)=relative:0",
+        ),
+    ],
+)
+def test_memory_policy(cloche: Runtime, bundle: Bundle, policy: object, told: str) -> None:
+    bundle.linux["memoryPolicy"] = policy
+    script = "sed -n '1s/^[0-9a-f]* \\(.*\\) file=.*/\\1/p' /proc/self/numa_maps"
+    container = cloche.start(bundle.args("sleep", "1000"))
+    assert container.sh(script).output == told
+    assert container.sh(script.replace("self", "1")).output == told
 
 
 def _exec(container: Container, folder: Path, script: str, **process: object) -> list[str]:

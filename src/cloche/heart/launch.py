@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NEW_NETWORK = "new"
 HOST_NETWORK = "host"
-_MOST = (1 << 63) - 1
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 _LONGEST_NAME = 4095
 
 
@@ -171,11 +171,11 @@ class Glance:
     def _look(self, config: dict[str, Any]) -> None:
         linux = config.get("linux") or {}
         resources = linux.get("resources") or {}
-        memory = _whole((resources.get("memory") or {}).get("limit"), -_MOST, _MOST)
+        memory = _whole((resources.get("memory") or {}).get("limit"), _LEAST, _MOST)
         if memory is not None and memory > 0:
             self.memory = memory
         cpu = resources.get("cpu") or {}
-        quota, period = _whole(cpu.get("quota"), -_MOST, _MOST), _whole(cpu.get("period"), 0, _MOST)
+        quota, period = _whole(cpu.get("quota"), _LEAST, _MOST), _whole(cpu.get("period"), 0, _MOST)
         self.cpus = cpu_limit(quota, period, _text(cpu.get("cpus")))
         for namespace in linux.get("namespaces") or []:
             kind, path = namespace.get("type"), _text(namespace.get("path"))

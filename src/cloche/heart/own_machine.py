@@ -11,6 +11,7 @@ from cloche.guest.agent_binary import require_agent
 from cloche.guest.build import guest_of_kernel
 from cloche.heart.machine import find_variants
 from cloche.model.oci_vm import VM, Kernel, read_vm
+from cloche.model.problems import refuse
 from cloche.vmm.argv import RootImage
 from cloche.vmm.shape import MIB
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cloche.heart.machine import Choice
     from cloche.model.config import Settings
 
+MOST_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86, less the NUL
 COLD = "VM: cold boot: $.vm names parameters, an initrd or an image: no part of a template"
 
 
@@ -38,6 +40,7 @@ def apply(choice: Choice, request: Request) -> None:
         choice.guest = _guest(request.settings, vm.kernel)
         choice.shape.guest_key = choice.guest.key
         choice.words = list(vm.kernel.parameters)
+        _check_words(choice)
         if vm.kernel.initrd:
             choice.initramfs = _with_initrd(vm.kernel, choice.guest, request.directory)
     if vm.hardware is not None and vm.hardware.vcpus is not None:
@@ -48,6 +51,15 @@ def apply(choice: Choice, request: Request) -> None:
     if choice.parameters or choice.words or choice.initramfs or choice.root_image:
         choice.cold = COLD
     _resize(choice, vm)
+
+
+def _check_words(choice: Choice) -> None:
+    size = len(choice.boot()[2].encode())
+    if size > MOST_CMDLINE:  # the kernel would cut it off in silence
+        refuse(
+            "$.vm.kernel.parameters",
+            f"a command line of {size} bytes with cloche's own words, at most {MOST_CMDLINE}",
+        )
 
 
 def _resize(choice: Choice, vm: VM) -> None:

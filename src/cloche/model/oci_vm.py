@@ -15,6 +15,7 @@ from cloche.model.texts import Argument, FreeText, PathText, cleaned
 # config-vm.md's formats, and QEMU's drivers for them.
 IMAGE_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vdi": "vdi", "vmdk": "vmdk", "vhd": "vpc"}
 _SMALLEST = 128 << 20
+_LARGEST = 1 << 52  # what an x86-64 processor can address
 _MOST_CPUS = 255
 
 Word = Annotated[Argument, Meta(min_length=1)]
@@ -133,5 +134,6 @@ def _check_hardware(hardware: HWConfig, path: str) -> None:
             refuse(f"{path}.{name}", "hardware cannot be passed through to an x86 QEMU so")
     if hardware.vcpus is not None and not 0 < hardware.vcpus <= _MOST_CPUS:
         refuse(f"{path}.vcpus", f"expected 1 to {_MOST_CPUS}, got {hardware.vcpus}")
-    if hardware.memory is not None and hardware.memory < _SMALLEST:
-        refuse(f"{path}.memory", f"expected {_SMALLEST} bytes at least, for the guest's own")
+    if hardware.memory is not None and not _SMALLEST <= hardware.memory <= _LARGEST:
+        expected = f"{_SMALLEST} bytes at least, for the guest's own, and {_LARGEST} at most"
+        refuse(f"{path}.memory", f"expected {expected}, got {hardware.memory}")
