@@ -207,6 +207,11 @@ def test_execs_with_a_long_environment(idle: Container, folder: Path, bundle: Bu
         "exec", "--process", process_file(folder, bundle), idle.id, code=255
     )
     assert "$.env: argument list too long" in message
+    bundle.process["env"] = ["V=" + "x" * 42_000_000]
+    message = idle.runtime.fails(
+        "exec", "--process", process_file(folder, bundle), idle.id, code=255
+    )
+    assert "bytes are too much for a request" in message
     # Nothing of it is left behind: neither in the agent nor here.
     assert idle.sh("echo still").output == "still"
 

@@ -6,6 +6,10 @@ import os
 
 from cloche.base import fastjson
 
+# Most that a supervisor reads of one request: the 6 MiB of arguments and environment that an exec
+# takes at most, with each byte escaped.
+MAX_LINE = 40 << 20
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any

@@ -5,10 +5,10 @@ from __future__ import annotations
 import _socket  # socket proper imports selectors and enum, 5 ms
 import os
 
-from cloche.base.errors import ClocheError, StateError
+from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.files import short_path
 from cloche.base.limits import explained
-from cloche.base.lines import LineReader, encode
+from cloche.base.lines import MAX_LINE, LineReader, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class Client:
     def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Any:  # noqa: ANN401
         """Send one request and return its value; the supervisor's error is raised."""
         line = encode({"op": op, "id": self._id, **fields})
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"{op}: {len(line)} bytes are too much for a request: {MAX_LINE} fit")
         rights = []
         if fds:
             packed = b"".join(fd.to_bytes(4, "little") for fd in fds)

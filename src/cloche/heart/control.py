@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cloche.base import fastjson
 from cloche.base.errors import ClocheError
 from cloche.base.files import short_path
+from cloche.base.lines import MAX_LINE
 from cloche.base.loop import READ, WRITE, Future
 from cloche.heart.operations import OPERATIONS
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from cloche.heart.process import GuestProcess
     from cloche.heart.sandbox import Sandbox
 
-# The 6 MiB that a process of an exec takes at most, each byte escaped.
-MAX_LINE = 40 << 20
 MAX_FDS = 250  # SCM_MAX_FD is 253; a container that joins hands over one per bind
 
 
