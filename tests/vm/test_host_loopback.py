@@ -7,10 +7,14 @@ import http.server
 import json
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from cloche.model.config import load_settings
 
 from .bundles import Bundle
 from .runtime import Runtime
@@ -126,6 +130,38 @@ def test_other_hosts_are_reached(cloche: Runtime, bundle: Bundle) -> None:
         with connection:
             assert connection.recv(100) == b"hello\n"
         assert process.wait(60) == 0
+
+
+UNDER_A_LISTENER = """
+import os, sys
+from cloche.base import syscalls
+syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+listener = syscalls.seccomp_listener(bytes.fromhex("060000000000ff7f"))  # asks nothing
+os.set_inheritable(listener, True)  # a filter whose listener is closed counts no longer
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_where_nobody_can_be_asked(cloche: Runtime, bundle: Bundle, server: Server) -> None:
+    """There is one such filter at most: under another, none of ours can be had."""
+
+    def under_a_listener(*flags: str) -> subprocess.CompletedProcess[str]:
+        words = [*cloche.argv, "do", *flags, str(bundle.rootfs), "sh", "-c", server.fetch]
+        argv = [sys.executable, "-c", UNDER_A_LISTENER, *words]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+    cloche("do", bundle.rootfs, "true")
+    templates = Path(load_settings().templates)
+    images = {path: path.stat().st_ino for path in templates.glob("*/frozen-user/manifest.json")}
+    result = under_a_listener()
+    assert result.returncode == 125
+    assert "the host's loopback cannot be kept from its user-mode network" in result.stderr
+    assert cloche.leftovers() == []
+    # What others use does not suffer from it.
+    assert images == {path: path.stat().st_ino for path in images}
+    assert images
+    assert under_a_listener("--host-loopback", "all").stdout == "from the host"
+    assert "unreachable" in under_a_listener("--network", "none").stdout
 
 
 @pytest.mark.parametrize("value", ["0", "65536", "-1", "x", "", "1,", "1-2", "\u0661"])

@@ -13,6 +13,7 @@ import os
 import struct
 
 from cloche.base import syscalls
+from cloche.base.errors import ClocheError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,12 +87,19 @@ class _Code:
 def come_under(channel: _socket.socket) -> None:
     """Put this process under the filter for good, and send its questions' descriptor to *channel*.
 
-    OSError where the kernel cannot do it (before Linux 5.5, or under another such filter). The
+    ClocheError where the kernel cannot do it (before Linux 5.5, or under another such filter). The
     process has given up all new privileges before.
     """
     import _socket
 
-    listener = syscalls.seccomp_listener(connect_filter())
+    try:
+        listener = syscalls.seccomp_listener(connect_filter())
+    except OSError as error:
+        raise ClocheError(
+            f"the host's loopback cannot be kept from its user-mode network: seccomp: "
+            f"{(error.strerror or '').lower()}",
+            hint="--network none has none, --host-loopback all does without",
+        ) from None
     rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, listener.to_bytes(4, "little"))
     channel.sendmsg([b"."], [rights])
     os.close(listener)

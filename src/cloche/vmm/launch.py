@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 FIRST_FD = 3
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
 NOT_STARTED = 127
+# As that, but what shuts it off cannot be had here: so it would be for any other QEMU.
+NOT_SHUT_OFF = 126
 
 
 def file_limit() -> int:
@@ -90,6 +92,7 @@ def _become_qemu(
 ) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
     step = "processes and namespaces of its own"
+    status = NOT_STARTED
     try:
         os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
@@ -104,7 +107,9 @@ def _become_qemu(
         syscalls.follow_host_mounts()
         step = "privileges and descriptors"
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+        status = NOT_SHUT_OFF
         shut()
+        status = NOT_STARTED
         _arrange_descriptors(fds, log_fd)
         _set_limits()
         os.chdir("/")
@@ -116,7 +121,7 @@ def _become_qemu(
     except BaseException as error:
         os.write(2, f"cannot start QEMU: {step}: {error}\n".encode())
     finally:
-        os._exit(NOT_STARTED)
+        os._exit(status)
 
 
 def _set_limits() -> None:

@@ -11,7 +11,7 @@ from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
 from cloche.vmm.argv import Machine, qemu_argv
-from cloche.vmm.launch import FIRST_FD, NOT_STARTED, launch_qemu
+from cloche.vmm.launch import FIRST_FD, NOT_SHUT_OFF, NOT_STARTED, launch_qemu
 from cloche.wire import qmp
 
 TYPE_CHECKING = False
@@ -347,8 +347,9 @@ class Vm:
             self.loop.unwatch(end.fileno())
             end.close()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        if self._otherwise is not None and not self.running.done:
-            self._start_otherwise(self._otherwise, status)
+        otherwise = self._otherwise if status != NOT_SHUT_OFF else None
+        if otherwise is not None and not self.running.done:
+            self._start_otherwise(otherwise, status)
             return
         for future in (self.running, self.ready, *self._qmp_replies):
             if not future.done:
@@ -373,7 +374,7 @@ class Vm:
 
     def _end(self, status: int) -> ClocheError:
         """What an end of QEMU that nobody waited for means."""
-        if status != NOT_STARTED:
+        if status not in (NOT_STARTED, NOT_SHUT_OFF):
             failure = self.failure(f"QEMU ended with {_describe(status)}")
             failure.blames_machine &= status != -9  # that was somebody's will
             return failure
