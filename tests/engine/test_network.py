@@ -231,7 +231,6 @@ def _has(docker: Docker, name: str, *interfaces: str) -> None:
     wait_until(
         lambda: {*_interfaces(docker, name)} == {*interfaces, "lo"},
         f"{name} has {interfaces}, not {_interfaces(docker, name)}",
-        10,
     )
 
 

@@ -37,7 +37,7 @@ def test_systemd_in_a_privileged_container(docker: Docker, image: str) -> None:
     def is_up() -> bool:
         return docker("exec", container, "cat", "/run/hello", code=None).output == "up"
 
-    wait_until(is_up, "the service runs", 60)
+    wait_until(is_up, "the service runs")
     found = docker("exec", container, "find", "/sys/fs/cgroup", "-name", "hello.service")
     assert found.output == "/sys/fs/cgroup/system.slice/hello.service"
     assert docker("exec", container, "systemctl", "is-active", "hello.service").output == "active"

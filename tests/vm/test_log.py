@@ -11,6 +11,8 @@ from subprocess import DEVNULL
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .runtime import Container, Runtime
 
@@ -121,7 +123,7 @@ def test_the_guests_console(cloche: Runtime, bundle: Bundle) -> None:
         os.kill(
             json.loads((cloche.root / name / "state.json").read_text())["vm_pid"], signal.SIGKILL
         )
-        assert process.wait(60) == 137
+        assert process.wait(PATIENCE_SECONDS) == 137
     (line,) = log.read_text().splitlines()
     assert line.isprintable()
     assert SHOWN in line

@@ -51,10 +51,15 @@ def apt(folder: Path, *words: str) -> None:
     argv += [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     try:
         subprocess.run(
-            [*argv, *words], cwd=folder, check=True, capture_output=True, text=True, timeout=120
+            [*argv, *words],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        pytest.skip(f"QEMU 10 cannot be fetched: apt-get {words[0]} takes more than 120 s")
+        pytest.skip(f"QEMU 10 cannot be fetched: apt-get {words[0]} never ends")
     except subprocess.CalledProcessError as error:
         if "Failed to fetch" not in error.stderr:
             pytest.fail(f"{argv} {words}: {error.stderr}")

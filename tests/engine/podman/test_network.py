@@ -67,7 +67,6 @@ def test_a_network_comes_and_goes_while_the_container_runs(podman: Podman) -> No
     wait_until(
         lambda: podman.sh(name, "ls /sys/class/net").split() == ["eth0", "lo"],
         f"{name} has left {second}",
-        10,
     )
 
 

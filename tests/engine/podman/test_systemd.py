@@ -39,7 +39,7 @@ def test_systemd_comes_up_and_goes_down(
     def is_up() -> bool:
         return podman("exec", name, "cat", "/run/hello", code=None).output == "up"
 
-    wait_until(is_up, "the service runs", 60)
+    wait_until(is_up, "the service runs")
     assert podman("exec", name, "systemctl", "is-active", "hello.service").output == "active"
     groups = podman("exec", name, "ls", "/sys/fs/cgroup/system.slice").output
     assert "hello.service" in groups
