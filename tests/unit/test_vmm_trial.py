@@ -92,8 +92,10 @@ class Boots:
         self.shape = shape
         self.errors = list(errors)
         self.seen: list[str] = []
+        self.silences: list[float] = []
 
-    def __call__(self) -> None:
+    def __call__(self, silence: float) -> None:
+        self.silences.append(silence)
         self.seen.append(str(self.shape.variant))
         error = self.errors.pop(0)
         if error is not None:
@@ -136,6 +138,26 @@ def test_none_that_works_is_an_error_that_tells_of_all(shape: Shape, variants: V
         assert f"{variant} starts no kernel, given up after 0.0 s: " in caught.value.message
         assert f"cause {number}" in caught.value.message
     assert not variants.is_known
+
+
+def silence() -> BootError:
+    """What a VM is given up with that said nothing."""
+    error = blamed("no sign of life")
+    error.was_silent = True
+    return error
+
+
+def test_on_a_slow_machine_the_first_gets_more_time_in_the_end(
+    shape: Shape, variants: Variants
+) -> None:
+    boots = Boots(shape, *(silence() for _ in range(4)), None)
+    try_in_order(shape, variants, boots, lambda _: None)
+    assert boots.seen[4] == boots.seen[0] == str(variants.best)
+    assert boots.silences == [8, 8, 8, 8, 60]
+    boots = Boots(shape, *(silence() for _ in range(6)))
+    with pytest.raises(BootError, match="on no machine"):
+        try_in_order(shape, variants, boots, lambda _: None)
+    assert boots.silences == [8, 8, 8, 8, 8, 60]
 
 
 @pytest.mark.parametrize("error", [BootError("panic after a milestone"), ClocheError("no space")])

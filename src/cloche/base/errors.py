@@ -58,6 +58,8 @@ class BootError(ClocheError):
     """The VM did not come up; the message carries milestone, console tail and QEMU's stderr.
 
     *blames_machine* where it came to no milestone by itself: another machine type may do better.
+    *was_silent* where it was given up: a little later it might have said something.
     """
 
     blames_machine = False
+    was_silent = False

@@ -50,7 +50,11 @@ def make_template(
         if existing is not None:
             return existing
         check_space(root, shape)
-        try_in_order(shape, variants, lambda: _make(root, shape, boot, report), report)
+
+        def make(silence: float) -> None:
+            _make(root, shape, boot(), silence, report)
+
+        try_in_order(shape, variants, make, report)
     made = load_template(root, shape)
     if made is None:
         raise ClocheError(f"template {shape.directory_name()}: cannot be read back")
@@ -73,10 +77,16 @@ def alone_in(root: str, *, wait: bool = True) -> Iterator[None]:
         os.close(lock)
 
 
-def _make(root: str, shape: Shape, boot: Boot, report: Callable[[str], None]) -> None:
+def _make(
+    root: str,
+    shape: Shape,
+    boot: tuple[str, str, str],
+    silence: float,
+    report: Callable[[str], None],
+) -> None:
     directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
     try:
-        _boot_and_save(directory, shape, boot(), report)
+        _boot_and_save(directory, shape, boot, silence, report)
         target = os.path.join(root, shape.directory_name())
         shutil.rmtree(target, ignore_errors=True)
         os.rename(directory, target)
@@ -134,6 +144,7 @@ def _boot_and_save(
     directory: str,
     shape: Shape,
     boot: tuple[str, str, str],
+    silence: float,
     report: Callable[[str], None],
 ) -> None:
     memory = os.path.join(directory, "memory")
@@ -146,7 +157,7 @@ def _boot_and_save(
     vm = Vm(loop, directory)
     try:
         vm.launch(shape, share=share, boot=boot, memory_file=memory)
-        wait_for_boot(vm)
+        wait_for_boot(vm, silence)
         report("saving the VM")
         state = save(loop, vm, os.path.join(directory, "save.sock"))
     finally:
