@@ -12,13 +12,16 @@ AGENT := agent/target/release/cloche-agent
 # What `su` leaves out of root's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
 
-# NAME/PROGRAM: not needed where the program is, from whichever package (see tools/packages).
+# NAME/PROGRAM: not needed where the program is, from whichever package; NAME?: where there is one
+# (see tools/packages).
 RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
 BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
 KERNEL_PACKAGES := make gcc binutils flex bison bc libelf-dev perl xz-utils
-DOCKER_PACKAGES := docker.io/dockerd containerd/containerd runc/runc iptables
-PODMAN_PACKAGES := podman conmon netavark aardvark-dns catatonit iptables
+# The docker command is in docker.io until Debian 12, and in docker-cli from 13 on. Netavark calls
+# nft there, and iptables before.
+DOCKER_PACKAGES := docker.io/dockerd docker-cli?/docker containerd/containerd runc/runc iptables
+PODMAN_PACKAGES := podman conmon netavark aardvark-dns catatonit iptables nftables/nft
 TEST_PACKAGES := $(DOCKER_PACKAGES) $(PODMAN_PACKAGES) procps systemd/systemctl cpio strace bzip2 lz4 qemu-utils/qemu-img e2fsprogs/mkfs.ext4 nftables/nft wireguard-tools/wg
 
 # The order of prerequisites is the order of work: packages before the compiler they bring.

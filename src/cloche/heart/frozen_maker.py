@@ -165,8 +165,12 @@ def _freeze(
 
 
 def work_prefix(root: str) -> str:
-    """What the folders of makers for *root* begin with, in a folder that is not theirs alone."""
-    return f".cloche-{zlib.crc32(os.fsencode(root)):08x}-"
+    """What the folders of makers for *root* begin with, in a folder that is not theirs alone.
+
+    Other roots than ours (containers, chroots) may share that, and have one of the same name.
+    """
+    stat = os.stat(root)
+    return f".cloche-{zlib.crc32(b'%d %d' % (stat.st_dev, stat.st_ino)):08x}-"
 
 
 def remove_all(root: str) -> None:

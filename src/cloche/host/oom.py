@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MIB = 1 << 20
-# The whole of it takes 15-50 ms; a host that has to write pages back first is not waited for.
-TIMEOUT_S = 0.25
+# The whole of it takes 15-50 ms, of a processor; what has to be written back first may not be done
+# in time, and is not waited for.
+TIMEOUT_S = 1.0
 # What the victim may have before it is killed, and what it gives up after.
 HEADROOM = 2 * MIB
 MOST = 64 * MIB

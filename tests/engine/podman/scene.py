@@ -19,6 +19,8 @@ IMAGE = "localhost/busybox"
 CGROUP_PARENT = "libpod_parent"
 _TOOL = Path(__file__).resolve().parents[3] / "tools" / "busybox-image"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# podman 5 warns of cgroup v1 at each command.
+_QUIET = {"PODMAN_IGNORE_CGROUPSV1_WARNING": "1"}
 _NAMESPACES = """
 ip link set lo up
 mount -t tmpfs shm /dev/shm
@@ -68,7 +70,7 @@ class Scene:
         """The environment of its commands; conmon and cloche inherit it."""
         kept = {name: value for name, value in os.environ.items() if name.startswith("CLOCHE_")}
         config = str(self.directory / "containers.conf")
-        return {**kept, "PATH": _PATH, "HOME": "/root", "CONTAINERS_CONF": config}
+        return {**kept, "PATH": _PATH, "HOME": "/root", **_QUIET, "CONTAINERS_CONF": config}
 
     def mounts(self) -> list[str]:
         """The mounts of podman's host."""

@@ -16,6 +16,7 @@ import pytest
 from cloche.base import syscalls
 from engine.dockerd import wait_until
 from engine.host import kernel_release
+from engine.patience import PATIENCE_SECONDS
 
 from .client import Podman
 from .scene import IMAGE
@@ -180,7 +181,8 @@ def adopting() -> Iterator[None]:
 def test_conmon_killed(podman: Podman, cloche_program: Path) -> None:
     """A container whose conmon is killed can still be removed, with its VM.
 
-    podman 4.3 then never asks the runtime to delete it, whichever it is.
+    podman 4.3 then never asks the runtime to delete it, whichever it is. podman 5 first says that
+    it does not know how it ended.
     """
     with adopting():
         name = podman.start(IMAGE, "sleep", "1000")
@@ -191,8 +193,8 @@ def test_conmon_killed(podman: Podman, cloche_program: Path) -> None:
         os.waitpid(state["ConmonPid"], 0)
     reaper = threading.Thread(target=os.waitpid, args=(state["Pid"], 0))
     reaper.start()
-    podman("rm", "-f", "-t", "0", name)
-    reaper.join(30)
+    wait_until(lambda: podman("rm", "-f", "-t", "0", name, code=None).code == 0, "it is removed")
+    reaper.join(PATIENCE_SECONDS)
     assert not reaper.is_alive()
     subprocess.run([str(cloche_program), "delete", "--force", container_id], check=True)
 
