@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_LIMIT_S = 120
+_LIMIT_S = 1200
 _PROGRAM = Path(sys.executable).parent / "cloche"
 
 
