@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cloche.model.spec import default_spec
+from engine.dockerd import wait_until
 
 from .bundles import Bundle
 from .runtime import Container, Runtime
@@ -106,15 +107,17 @@ def test_ps_options_are_those_of_ps(cloche: Runtime, runc: Runtime, bundle: Bund
 
 
 def test_ps_shows_terminals(idle: Container) -> None:
-    with idle.runtime.terminal(
-        "exec", "--tty", idle.id, "sh", "-c", "echo up; sleep 7654; :"
-    ) as shown:
-        shown.expect("up")
+    script = "sleep 7654; :"
+
+    def are_shown() -> bool:
         lines = idle.runtime("ps", idle.id, "-o", "pid,tty,stat,args").lines
-        assert [line.split(maxsplit=3)[1:] for line in lines if "7654" in line] == [
-            ["pts/0", "Ss+", "sh -c echo up; sleep 7654; :"],
+        return [line.split(maxsplit=3)[1:] for line in lines if "7654" in line] == [
+            ["pts/0", "Ss+", f"sh -c {script}"],
             ["pts/0", "S+", "sleep 7654"],
         ]
+
+    with idle.runtime.terminal("exec", "--tty", idle.id, "sh", "-c", script):
+        wait_until(are_shown, "both sleep on their terminal")
 
 
 @pytest.mark.parametrize("name", ["cloche", "runc"])
@@ -130,6 +133,16 @@ def test_ps_options_that_cannot_be(
     no_pid = "couldn't find PID field in ps output"
     assert (no_pid in result.stderr) == (options[-1] == "args"), result
     assert name == "runc" or len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["cloche", "runc"])
+def test_ps_whose_pids_cannot_be_read(
+    request: pytest.FixtureRequest, bundle: Bundle, name: str
+) -> None:
+    runtime: Runtime = request.getfixturevalue(name)
+    container = runtime.start(bundle.sh("sleep 1000; :"))
+    message = runtime.fails("ps", container.id, "-e", "-o", "args=ARGS,pid=PID")
+    assert "unable to parse pid" in message
 
 
 @pytest.mark.parametrize("name", ["cloche", "runc"])

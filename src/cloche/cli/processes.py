@@ -58,7 +58,8 @@ def processes(context: Context, args: list[str]) -> int:
     if options and options[0][:2] in ("-o", "-O"):
         # By itself ps chooses who has its own user and terminal, and it has none.
         options.insert(0, "-e")
-    sys.stdout.write(table(found, options or ["-ef"]))
+    # UTF-8 whatever the locale, in which ps has chosen what it prints.
+    sys.stdout.buffer.write(table(found, options or ["-ef"]).encode())
     return 0
 
 
@@ -91,7 +92,15 @@ def _lines_of(pids: set[int], lines: Sequence[str]) -> list[str]:
     if "PID" not in head:
         raise ClocheError("ps: couldn't find PID field in ps output", hint="name pid after -o")
     column = head.index("PID")
-    return [lines[0], *(line for line in lines[1:] if int(line.split()[column]) in pids)]
+    return [lines[0], *(line for line in lines[1:] if _pid(line, column) in pids)]
+
+
+def _pid(line: str, column: int) -> int:
+    try:
+        return int(line.split()[column])
+    except (ValueError, IndexError):
+        hint = "name pid before what may have blanks in it"
+        raise ClocheError(f"ps: unable to parse pid: {line.strip()}", hint=hint) from None
 
 
 def _content(fd: int) -> str:
