@@ -148,6 +148,19 @@ def test_an_association_can_be_dissolved() -> None:
     assert kept_off(dissolve) == (["ok"], [])
 
 
+def test_a_datagram_to_no_family_is_one_to_ipv4_for_the_kernel(server: socket.socket) -> None:
+    port = server.getsockname()[1]
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def send() -> None:
+        address = bytes(2) + port.to_bytes(2, "big") + bytes([127, 0, 0, 1]) + bytes(8)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            if libc.sendto(client.fileno(), b"x", 1, 0, address, 16) < 0:
+                raise OSError(ctypes.get_errno(), "sendto")
+
+    assert kept_off(send) == (["EACCES"], [])
+
+
 def test_sockets_of_other_families(tmp_path: Any) -> None:  # noqa: ANN401
     path = str(tmp_path / "sock")
     with socket.socket(socket.AF_UNIX) as listener:

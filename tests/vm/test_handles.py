@@ -80,6 +80,17 @@ def test_a_container_whose_pid_cannot_be_told_is_removed(
     assert runtime.leftovers() == []
 
 
+@pytest.mark.parametrize("verb", [("create",), ("run", "--detach")], ids=" ".join)
+def test_a_container_whose_timings_cannot_be_told_is_removed(
+    cloche: Runtime, bundle: Bundle, verb: tuple[str, ...]
+) -> None:
+    words = ("--timings", "/no/such/file", *verb, "--bundle", bundle.save(), cloche.new_id())
+    code, said = quietly(cloche, *words)
+    name = f"cloche: {verb[0]} failed: --timings /no/such/file"
+    assert (code, said) == (1, f"{name}: no such file or directory\n")
+    assert cloche.leftovers() == []
+
+
 @pytest.fixture
 def listener(folder: Path) -> Iterator[socket.socket]:
     """Where pidfds are sent to."""

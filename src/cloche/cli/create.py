@@ -66,8 +66,7 @@ def create(context: Context, args: list[str]) -> int:
     """`cloche create`."""
     flags, container_id = CREATE.one_id(args)
     request = _request(context, flags, container_id)
-    created = _bring_up(context, request, "create", Handles(flags))
-    write_timings(context, created)
+    _bring_up(context, request, "create", Handles(flags))
     return 0
 
 
@@ -97,7 +96,6 @@ def start_now(context: Context, request: Request, asked: Handles | None) -> Crea
     if request.foreground:
         _note_signals(request)
     created = _bring_up(context, request, "run", asked)
-    write_timings(context, created)
     if "poststart" in request.glance.hooks:
         from cloche.cli.lifecycle import remove, run_poststart
 
@@ -138,8 +136,7 @@ def _prepare(request: Request) -> None:
 def _bring_up(context: Context, request: Request, verb: str, asked: Handles | None) -> Created:
     try:
         created = bring_up(request, lambda: _prepare(request))
-        if asked is not None:
-            _hand_over(context, request, asked, created)
+        _hand_over(context, request, asked, created)
     except ConfigError:
         raise
     except ClocheError as error:
@@ -162,10 +159,12 @@ def _tell_story(context: Context, created: Created) -> None:
         context.log.debug(f"{name} after {at} ms")
 
 
-def _hand_over(context: Context, request: Request, asked: Handles, created: Created) -> None:
+def _hand_over(context: Context, request: Request, asked: Handles | None, created: Created) -> None:
     """Tell the caller of the container; one that nobody gets hold of is removed again."""
     try:
-        asked.hand_over(created.pid, handles.INIT)
+        if asked is not None:
+            asked.hand_over(created.pid, handles.INIT)
+        _write_timings(context, created)
     except ClocheError:
         from cloche.cli.lifecycle import remove
 
@@ -173,12 +172,16 @@ def _hand_over(context: Context, request: Request, asked: Handles, created: Crea
         raise
 
 
-def write_timings(context: Context, created: Created) -> None:
-    """The phases of the start to the file of --timings."""
+def _write_timings(context: Context, created: Created) -> None:
+    """The phases of the start to the file of --timings; ClocheError where it cannot be had."""
     if not context.timings:
         return
     text = fastjson.pretty(phases(created))
-    write_atomically(context.timings, text.encode() + b"\n", 0o644)
+    try:
+        write_atomically(context.timings, text.encode() + b"\n", 0o644)
+    except OSError as error:
+        cause = (error.strerror or str(error)).lower()
+        raise ClocheError(f"--timings {context.timings}: {cause}") from None
 
 
 def phases(created: Created) -> dict[str, float]:
