@@ -218,6 +218,8 @@ impl Agent {
         }
         match request {
             Request::Hello(hello) => return self.hello(number, hello),
+            // That it is answered is all there is to it.
+            Request::Ping(_) => {}
             Request::Renew(fresh) => self.renewer.renew(fresh)?,
             Request::Mount(plan) => {
                 mounts::mount_here(plan)?;

@@ -140,6 +140,7 @@ macro_rules! requests {
 
 requests! {
     "hello" Hello(Hello),
+    "ping" Ping(Nothing),
     "renew" Renew(Renew<'a>),
     "network" Network(Network<'a>),
     "network_change" NetworkChange(NetworkChange<'a>),
