@@ -73,6 +73,18 @@ def test_a_guest_cannot_make_the_host_list_processors() -> None:
     assert len(found["cpuset"]["cpus"]) < 10_000
 
 
+@pytest.mark.parametrize("text", ["-1", "inf", "nan", "1e9", "²", "9" * 5000, str(1 << 64)])
+@pytest.mark.parametrize("file", ["memory.current", "pids.max", "io.stat", "cpu.stat"])
+def test_numbers_of_a_guest_that_cannot_be(file: str, text: str) -> None:
+    """No counter is out of bounds: it is an error, or left out where other lines are too."""
+    value = {"io.stat": f"254:0 rbytes={text}", "cpu.stat": f"usage_usec {text}"}.get(file, text)
+    try:
+        found = container_stats({file: value})
+    except ValueError:
+        return
+    assert found == container_stats({file: ""})
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("5s", 5), ("500ms", 0.5), ("1m30s", 90), ("1.5h", 5400), ("0s", 0), ("2us", 2e-6)],

@@ -205,28 +205,37 @@ class InputRelay:
         *,
         send: Callable[[bytes], None],
         send_eof: Callable[[], None],
+        has_room: Callable[[], bool] = lambda: True,
         close: bool = True,
     ) -> None:
+        """Where there is no room (*has_room*) it stops reading, until it is told to `go_on`."""
         self._loop = loop
         self._fd = fd
         self._send = send
         self._send_eof = send_eof
+        self._has_room = has_room
         self._close = close
+        self._started = False
         self._credit = WINDOW
         self._watching = False
         self._always_ready = False
+        self._is_due = False
         self.finished = Future()
 
     def start(self) -> None:
         """Begin reading; call once the guest knows the stream."""
-        if not self.finished.done:
+        self._started = True
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Read again, if it has begun: there is room."""
+        if self._started and not self.finished.done:
             self._want()
 
     def grant(self, count: int) -> None:
         """The guest has consumed *count* bytes."""
         self._credit = min(self._credit + count, WINDOW)
-        if not self.finished.done:
-            self._want()
+        self.go_on()
 
     def stop(self) -> None:
         """Read no more (the process has ended or closed its input)."""
@@ -237,17 +246,25 @@ class InputRelay:
             self.finished.set()
 
     def _want(self) -> None:
-        if self._credit <= 0:
+        if not self._may_read():
             self._unwatch()
         elif self._always_ready:
-            self._loop.call_later(0, self._pump)
+            self._pump_soon()
         elif not self._watching:
             try:
                 self._loop.watch(self._fd, READ, self._pump)
                 self._watching = True
             except PermissionError:  # a regular file: always ready, epoll refuses it
                 self._always_ready = True
-                self._loop.call_later(0, self._pump)
+                self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_later(0, self._pump)
+
+    def _may_read(self) -> bool:
+        return self._credit > 0 and self._has_room()
 
     def _unwatch(self) -> None:
         if self._watching:
@@ -255,7 +272,8 @@ class InputRelay:
             self._watching = False
 
     def _pump(self, _: int = 0) -> None:
-        if self.finished.done or self._credit <= 0:
+        self._is_due = False
+        if self.finished.done or not self._may_read():
             return
         try:
             data = os.read(self._fd, min(self._credit, READ_SIZE))

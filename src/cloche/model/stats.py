@@ -55,14 +55,21 @@ def container_stats(texts: Texts) -> dict[str, Any]:
 
 def number(text: str | None, unlimited: int = 0) -> int:
     """The number that a file holds; *unlimited* for `max`, 0 where there is no file."""
-    text = (text or "0").strip()
-    return unlimited if text == "max" else int(text or 0)
+    text = (text or "").strip()
+    return unlimited if text == "max" else whole(text or "0")
+
+
+def whole(text: str) -> int:
+    """The number from 0 to 2^64 - 1 that *text* is; ValueError: the guest is not trusted."""
+    if not (text.isascii() and text.isdigit()) or (value := int(text[:21])) > UNLIMITED:
+        raise ValueError(f"{text[:40]!r} is no number of a cgroup")
+    return value
 
 
 def pairs(text: str | None) -> dict[str, int]:
     """The lines `key number` of a file."""
     words = (line.split() for line in (text or "").splitlines())
-    return {pair[0]: int(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
+    return {pair[0]: whole(pair[1]) for pair in words if len(pair) == 2 and pair[1].isdigit()}
 
 
 def _numbers(text: str | None) -> list[int]:
@@ -71,8 +78,8 @@ def _numbers(text: str | None) -> list[int]:
     for part in (text or "").strip().split(","):
         first, _, last = part.partition("-")
         if first.isdigit() and len(found) < _MOST_PROCESSORS:
-            end = min(int(last or first), _MOST_PROCESSORS)
-            found += range(int(first), end + 1)
+            end = min(whole(last or first), _MOST_PROCESSORS)
+            found += range(whole(first), end + 1)
     return found
 
 
@@ -137,6 +144,11 @@ def _block_io(text: str) -> dict[str, list[dict[str, Any]]]:
         for name, _, value in (word.partition("=") for word in values):
             if name in _TABLES:
                 table, op = _TABLES[name]
-                entry = {"major": int(major), "minor": int(minor), "op": op, "value": int(value)}
+                entry = {
+                    "major": whole(major),
+                    "minor": whole(minor),
+                    "op": op,
+                    "value": whole(value),
+                }
                 tables.setdefault(table, []).append(entry)
     return tables

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # signal proper imports enum, 5 ms
+import fcntl
 import os
 import select
 
 from cloche.base import syscalls
 from cloche.base.descriptors import close_others
 from cloche.base.errors import ClocheError
+from cloche.base.files import read_text
 from cloche.base.limits import MOST_FILES, NOFILE, STACK, STACK_SIZE
 from cloche.vmm.preload import qemu_environment
 
@@ -21,6 +23,7 @@ FIRST_FD = 3
 NOT_STARTED = 127
 # As that, but what shuts it off cannot be had here: so it would be for any other QEMU.
 NOT_SHUT_OFF = 126
+F_SETPIPE_SZ = 1031
 
 
 def file_limit() -> int:
@@ -148,3 +151,21 @@ def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
         os.dup2(fd, FIRST_FD + number)
     # What was inherited from the engine is none of QEMU's business.
     close_others(range(FIRST_FD, FIRST_FD + len(fds)))
+
+
+def pipe_with(data: bytes) -> int:
+    """A pipe's read end that holds all of *data*; QEMU reads it as its incoming migration.
+
+    `exec:cat FILE` would need QEMU to spawn, which its sandbox forbids, and a regular file does
+    not work as `fd:` (QEMU 7.2).
+    """
+    read_end, write_end = os.pipe()
+    fcntl.fcntl(write_end, F_SETPIPE_SZ, max(65536, len(data)))
+    os.write(write_end, data)
+    os.close(write_end)
+    return read_end
+
+
+def host_never_overcommits() -> bool:
+    """Whether this host refuses memory that it may not have; QEMU then takes no reserve=off."""
+    return (read_text("/proc/sys/vm/overcommit_memory") or "").strip() == "2"

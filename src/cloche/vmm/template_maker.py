@@ -168,7 +168,7 @@ def _boot_and_save(
     os.rmdir(share)
     os.unlink(vm.log)
     write_atomically(os.path.join(directory, "device"), state)
-    console = vm.console.decode(errors="replace")
+    console = vm.console.text
     manifest = {
         "identity": shape.identity(),
         "device_crc32": zlib.crc32(state),

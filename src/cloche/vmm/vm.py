@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import _socket  # socket proper imports selectors and enum, 5 ms
-import fcntl
 import os
 
 from cloche.base.errors import BootError, ClocheError, LaunchError
@@ -11,7 +10,15 @@ from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
 from cloche.vmm.argv import Machine, qemu_argv
-from cloche.vmm.launch import FIRST_FD, NOT_SHUT_OFF, NOT_STARTED, launch_qemu
+from cloche.vmm.console import Console
+from cloche.vmm.launch import (
+    FIRST_FD,
+    NOT_SHUT_OFF,
+    NOT_STARTED,
+    host_never_overcommits,
+    launch_qemu,
+    pipe_with,
+)
 from cloche.wire import qmp
 
 TYPE_CHECKING = False
@@ -24,14 +31,8 @@ if TYPE_CHECKING:
     from cloche.vmm.loopback import HostLoopback
     from cloche.vmm.shape import Shape
 
-CONSOLE_KEPT = 16384
 # It takes 5 ms, or a thousand times as long on a host that has much else to do.
 THAW_TIMEOUT_S = 15.0
-F_SETPIPE_SZ = 1031
-# What QEMU says of every network slot that is not in use.
-NOISE = "is not connected to host network"
-MILESTONE = "cloche-agent: "
-PANIC = "Kernel panic"
 
 # Descriptors in QEMU's table; the taps follow.
 AGENT_FD, QMP_FD, CONSOLE_FD, INCOMING_FD, FIRST_TAP_FD = range(FIRST_FD, FIRST_FD + 5)
@@ -51,18 +52,25 @@ class Vm:
         self.ready = Future()
         self.running = Future()
         self.on_agent: Callable[[bytes], None] = lambda data: None
+        # What was queued for the agent has gone to QEMU.
+        self.on_room: Callable[[], None] = lambda: None
+        # The guest's console speaks of a panic.
+        self.on_panic: Callable[[], None] = lambda: None
         # QEMU was started a second time, in another way; why.
         self.on_relaunch: Callable[[str], None] = lambda why: None
-        self.console = bytearray()
+        self.console = Console()
         self.step = "starting QEMU"
         # What a thawed guest is to hear first is on its way to it already.
         self.is_greeted = False
         # It boots a kernel, instead of going on where its template was saved.
         self.is_booting = False
+        # Why we have killed QEMU, where we have.
+        self.killed_for: ClocheError | None = None
         self._qmp = qmp.Decoder()
         self._qmp_replies: list[Future] = []
         self._out = bytearray()
         self._otherwise: Callable[[], None] | None = None
+        self._gave_up = ""
         self._agent: _socket.socket
         self._monitor: _socket.socket
         self._console: _socket.socket
@@ -105,7 +113,7 @@ class Vm:
                 cmdline=cmdline,
                 memory_file=memory_file,
                 memory_shared=state is None or keep_writes,
-                reserve=_host_never_overcommits(),
+                reserve=host_never_overcommits(),
                 incoming=state is not None,
                 share=share,
                 tap_fds=range(FIRST_TAP_FD, FIRST_TAP_FD + len(taps)),
@@ -126,7 +134,7 @@ class Vm:
             self._monitor.sendall(qmp.CAPABILITIES)
         else:
             self.step = "restoring the template"
-            incoming = _pipe_with(state)
+            incoming = pipe_with(state)
             self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
         fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks)]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
@@ -175,7 +183,8 @@ class Vm:
         self._qmp_replies.append(Future())  # it comes after the RESUME event
         if otherwise is not None:
             self._otherwise = lambda: otherwise(held)
-        timer = self.loop.call_later(THAW_TIMEOUT_S, self._give_thaw_up)
+        late = f"it did not go on within {THAW_TIMEOUT_S:.0f} s"
+        timer = self.loop.call_later(THAW_TIMEOUT_S, lambda: self._give_thaw_up(late))
         self.running.on_done(lambda _: timer.cancel())
         self.running.on_done(lambda _: _close(held))
 
@@ -216,9 +225,10 @@ class Vm:
             raise
         return [*ours[:-1], *slots, process], [*ours, *idle]
 
-    def _give_thaw_up(self) -> None:
+    def _give_thaw_up(self, why: str) -> None:
         """End a QEMU that does not come back; what was to be done otherwise is done then."""
-        if self._otherwise is not None and not self.running.done:
+        if self.is_replaceable:
+            self._gave_up = why
             os.kill(self.pid, 9)
 
     def _connect(self) -> tuple[_socket.socket, ...]:
@@ -272,6 +282,8 @@ class Vm:
     def _on_agent(self, events: int) -> None:
         if events & WRITE and self._out:
             self._flush()
+            if not self._out:
+                self.on_room()
         if events & ~WRITE:
             data = read_some(self._agent.fileno())
             if data == b"":
@@ -292,8 +304,11 @@ class Vm:
         data = read_some(self._monitor.fileno())
         if data == b"":
             self.loop.unwatch(self._monitor.fileno())
-        for message in self._qmp.feed(data or b""):
-            self._on_message(message)
+        try:
+            for message in self._qmp.feed(data or b""):
+                self._on_message(message)
+        except qmp.QmpError as error:
+            self.kill(error)
 
     def _on_message(self, message: dict[str, Any]) -> None:
         event = message.get("event")
@@ -301,10 +316,11 @@ class Vm:
             self.step = "waiting for the agent"
             self.running.set()
         elif "error" in message:
-            if self._otherwise is not None and not self.running.done:
-                self._give_thaw_up()
+            refusal = f"QEMU refused: {message['error'].get('desc')}"
+            if self.is_replaceable:
+                self._give_thaw_up(refusal)
                 return
-            error = self.failure(f"QEMU refused: {message['error'].get('desc')}")
+            error = self.failure(refusal)
             if self.running.done and self._qmp_replies:
                 self._qmp_replies.pop(0).fail(error)
             else:
@@ -322,16 +338,24 @@ class Vm:
         if data == b"":
             self.loop.unwatch(self._console.fileno())
             return
-        self.console += data or b""
-        del self.console[:-CONSOLE_KEPT]
-        if not self.ready.done and b"cloche-agent: ready" in self.console:
+        self.console.add(data or b"")
+        if self.console.has_panicked:
+            self.on_panic()
+        if not self.ready.done and self.console.is_ready:
             self.ready.set()
 
     # ---- the end
 
-    def kill(self) -> None:
-        """End QEMU at once; `exited` completes when it is gone."""
+    @property
+    def is_replaceable(self) -> bool:
+        """Whether another QEMU takes its place if it does not go on."""
+        return self._otherwise is not None and not self.running.done
+
+    def kill(self, why: ClocheError | None = None) -> None:
+        """End QEMU at once; `exited` completes when it is gone. Its end is explained by *why*."""
         self._otherwise = None
+        if self.killed_for is None:
+            self.killed_for = why or ClocheError("VM: ended, for it was not needed any longer")
         if self.pid and not self.exited.done:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, 9)
@@ -349,17 +373,17 @@ class Vm:
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         otherwise = self._otherwise if status != NOT_SHUT_OFF else None
         if otherwise is not None and not self.running.done:
-            self._start_otherwise(otherwise, status)
+            self._start_otherwise(otherwise, self._gave_up or _describe(status))
             return
         for future in (self.running, self.ready, *self._qmp_replies):
             if not future.done:
                 future.fail(self._end(status))
         self.exited.set(status)
 
-    def _start_otherwise(self, otherwise: Callable[[], None], status: int) -> None:
+    def _start_otherwise(self, otherwise: Callable[[], None], cause: str) -> None:
         """The thaw came to nothing: nobody has spoken with the guest yet, so another will do."""
         self._otherwise = None
-        why = f"QEMU could not be thawed ({_describe(status)}; {self._last_words()})"
+        why = f"QEMU could not be thawed ({cause}; {self.last_words()})"
         self._qmp, self._qmp_replies = qmp.Decoder(), []
         self.pid = 0
         self.is_greeted = False
@@ -368,12 +392,14 @@ class Vm:
         except (ClocheError, OSError) as error:
             for future in (self.running, self.ready):
                 future.fail(error)
-            self.exited.set(status)
+            self.exited.set(NOT_STARTED)
             return
         self.on_relaunch(why)
 
     def _end(self, status: int) -> ClocheError:
         """What an end of QEMU that nobody waited for means."""
+        if self.killed_for is not None:
+            return self.killed_for
         if status not in (NOT_STARTED, NOT_SHUT_OFF):
             failure = self.failure(f"QEMU ended with {_describe(status)}")
             failure.blames_machine &= status != -9  # that was somebody's will
@@ -383,60 +409,34 @@ class Vm:
 
     def failure(self, cause: str) -> BootError:
         """An error that tells how far the VM came, and what console and QEMU said last."""
-        console = self.console.decode(errors="replace").replace("\r", "")
-        milestones = [line for line in console.splitlines() if line.startswith(MILESTONE)]
-        last = milestones[-1].removeprefix(MILESTONE) if milestones else "none"
+        last, words = self.console.last_milestone, self.last_words()
         failure = BootError(
-            f"VM: {self.step}: {cause}; last boot milestone: {last}; {self._last_words()}",
+            f"VM: {self.step}: {cause}; last boot milestone: {last}; {words}",
             hint="`cloche setup --check` tells whether kernel and template fit",
         )
-        failure.blames_machine = self.is_booting and not milestones
+        failure.blames_machine = self.is_booting and not self.console.has_milestone
         return failure
 
     def death(self) -> ClocheError:
-        """Why a VM that was up has ended, with nobody here having asked for it."""
+        """Why a VM that was up has ended."""
+        if self.killed_for is not None:
+            return self.killed_for
         status = int(self.exited.value)
         if status == 0:
             cause = "the guest's kernel crashed, restarted or switched itself off"
         else:
             cause = f"QEMU ended with {_describe(status)}"
         hint = "did the host run out of memory? dmesg tells" if status == -9 else ""
-        return ClocheError(f"VM: {cause}; {self._last_words()}", hint=hint)
+        return ClocheError(f"VM: {cause}; {self.last_words()}", hint=hint)
 
-    def _last_words(self) -> str:
-        """The ends of the guest's console and of what QEMU said, on one line."""
-        parts = []
-        console = self.console.decode(errors="replace").replace("\r", "")
-        for title, text in (("console", console), ("QEMU", read_text(self.log) or "")):
-            lines = [line for line in text.strip().splitlines() if NOISE not in line]
-            # What follows a panic are registers.
-            panics = [line for line in lines if PANIC in line]
-            tail = " | ".join(panics[-1:] or lines[-5:])
-            parts.append(f"{title}: {tail[-800:] or '(silent)'}")
-        return "; ".join(parts)
-
-
-def _pipe_with(data: bytes) -> int:
-    """A pipe's read end that holds all of *data*; QEMU reads it as its incoming migration.
-
-    `exec:cat FILE` would need QEMU to spawn, which its sandbox forbids, and a regular file does
-    not work as `fd:` (QEMU 7.2).
-    """
-    read_end, write_end = os.pipe()
-    fcntl.fcntl(write_end, F_SETPIPE_SZ, max(65536, len(data)))
-    os.write(write_end, data)
-    os.close(write_end)
-    return read_end
+    def last_words(self) -> str:
+        """What console and QEMU said last, on one line."""
+        return self.console.last_words(self.log)
 
 
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _host_never_overcommits() -> bool:
-    """Whether this host refuses memory that it may not have; QEMU then takes no reserve=off."""
-    return (read_text("/proc/sys/vm/overcommit_memory") or "").strip() == "2"
 
 
 def _describe(status: int) -> str:

@@ -9,6 +9,7 @@ import msgspec
 
 from cloche.base.errors import GuestError
 from cloche.wire import frames
+from cloche.wire.answers import AgentFailure, Checks
 
 
 class Data(NamedTuple):
@@ -46,19 +47,9 @@ class Event(NamedTuple):
     fields: dict[str, Any]
 
 
-class AgentFailure(msgspec.Struct, frozen=True):
-    """Why the agent could not carry out a request."""
-
-    step: str
-    object: str
-    errno: int
-    message: str
-
-
 Received = Data | Credit | Eof | Reply | Event
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder().decode
 
 
 def _failure_text(failure: AgentFailure) -> str:
@@ -87,49 +78,45 @@ class Protocol:
 
     def __init__(self) -> None:
         self._decoder = frames.Decoder()
+        self._checks = Checks()
+        # What has been asked and not been answered yet: each reply is read as one to its request.
+        self._asked: dict[int, str] = {}
         self._last = 0
 
     def request(self, op: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """A request's number and its frame."""
-        self._last += 1
-        payload = _encode([self._last, {op: fields}])
+        payload = _encode([self._last + 1, {op: fields}])
         if len(payload) > frames.MAX_REQUEST:
             raise TooLongError(
                 f"{op}: request of {len(payload)} bytes is too long for the agent, "
                 f"which takes {frames.MAX_REQUEST}"
             )
-        return self._last, frames.encode(0, frames.REQUEST, payload)
+        (number,) = self.expect(op)
+        return number, frames.encode(0, frames.REQUEST, payload)
 
-    def skip(self, count: int) -> list[int]:
-        """The numbers of *count* first requests, which were made elsewhere."""
-        self._last = count
-        return list(range(1, count + 1))
+    def expect(self, *ops: str) -> list[int]:
+        """The numbers of the next requests, which were made elsewhere."""
+        numbers = range(self._last + 1, self._last + 1 + len(ops))
+        self._asked.update(zip(numbers, ops, strict=True))
+        self._last += len(ops)
+        return list(numbers)
 
     def receive(self, data: bytes) -> list[Received]:
         """What *data* completes; raises GuestError when the guest breaks the protocol."""
-        return [_received(*frame) for frame in self._decoder.feed(data)]
+        return [self._received(*frame) for frame in self._decoder.feed(data)]
 
-
-# What taking a value of an unexpected type apart raises.
-_ODD = (ValueError, TypeError, KeyError, AttributeError)
-
-
-def _received(stream: int, kind: int, payload: bytes) -> Received:
-    if kind == frames.DATA:
-        return Data(stream, payload)
-    if kind == frames.CREDIT:
-        return Credit(stream, int.from_bytes(payload[:4], "little"))
-    if kind == frames.EOF:
-        return Eof(stream)
-    try:
-        message = _decode(payload)
-        if kind == frames.REPLY:
-            request, body = message
-            if "err" in body:
-                failure = msgspec.convert(body["err"], AgentFailure)
-                return Reply(int(request), None, failure)
-            return Reply(int(request), body["ok"], None)
-        ((name, fields),) = message.items()
-        return Event(str(name), dict(fields))
-    except (msgspec.MsgspecError, RecursionError, *_ODD) as error:
-        raise GuestError(f"agent connection: malformed message: {error}") from None
+    def _received(self, stream: int, kind: int, payload: bytes) -> Received:
+        if kind == frames.DATA:
+            return Data(stream, payload)
+        if kind == frames.CREDIT:
+            return Credit(stream, int.from_bytes(payload, "little"))
+        if kind == frames.EOF:
+            return Eof(stream)
+        if kind == frames.EVENT:
+            return Event(*self._checks.event(payload))
+        number, body = self._checks.reply(payload)
+        op = self._asked.pop(number, None)
+        if op is None:
+            raise GuestError(f"agent connection: reply to unknown request {number}")
+        value = self._checks.value(op, body)
+        return Reply(number, value, body.err if isinstance(body.err, AgentFailure) else None)

@@ -7,6 +7,7 @@ written before QEMU even runs and one event is awaited.
 from __future__ import annotations
 
 from cloche.base import fastjson
+from cloche.base.errors import ClocheError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,14 @@ def restore_commands(incoming: str) -> bytes:
     )
 
 
+# QEMU's longest answers have some KiB. It is not trusted: a line without an end is no line.
+MAX_LINE = 1 << 20
+
+
+class QmpError(ClocheError):
+    """QEMU said what is not its protocol."""
+
+
 class Decoder:
     """Cuts QMP's byte stream into messages."""
 
@@ -40,6 +49,21 @@ class Decoder:
         self._buffer = b""
 
     def feed(self, data: bytes) -> list[dict[str, Any]]:
-        """The messages completed by *data*: greeting, returns, errors and events."""
+        """The messages completed by *data*: greeting, returns, errors and events.
+
+        QmpError for anything else.
+        """
         *lines, self._buffer = (self._buffer + data).split(b"\n")
-        return [fastjson.loads(line) for line in lines if line.strip()]
+        if len(self._buffer) > MAX_LINE:
+            raise QmpError(f"QEMU: its monitor sent a line of more than {MAX_LINE} bytes")
+        return [_message(line) for line in lines if line.strip()]
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = fastjson.loads(line)
+    except (ValueError, RecursionError):
+        message = None
+    if isinstance(message, dict) and isinstance(message.get("error", {}), dict):
+        return message
+    raise QmpError(f"QEMU: its monitor sent what is no message: {line[:80]!r}")
