@@ -12,8 +12,8 @@ from cloche.base.errors import ClocheError, ConfigError, DamagedError, NotFoundE
 from cloche.base.files import read_text
 from cloche.base.quick import suppress
 from cloche.cli.flags import BOOL, Flag, Verb
-from cloche.heart.cleanup import clear
-from cloche.heart.client import ask, supervisor_of
+from cloche.heart.cleanup import CGROUP_FILE, clear
+from cloche.heart.client import DeafError, EndedError, ask, supervisor_of
 from cloche.model.state import CREATED, STOPPED, State, check_id, load_state
 
 TYPE_CHECKING = False
@@ -34,8 +34,11 @@ DELETE = Verb(
     "Remove a container that has ended.",
     (Flag("force f", BOOL, "kill it first if it has not"),),
 )
-# Killing QEMU takes 3-30 ms; a guest of many GiB longer.
+# Killing QEMU takes 3-30 ms; a guest of many GiB longer. After the first of these times its cgroup
+# is looked at: what is frozen does not end.
+THAW_AFTER_MS = 1000
 END_TIMEOUT_MS = 10_000
+SIGKILL = 9
 
 
 def start(context: Context, args: list[str]) -> int:
@@ -84,7 +87,16 @@ def kill(context: Context, args: list[str]) -> int:
     everything = flags.on("all")
     if everything and not load_state(context.root, container_id).is_alive():
         return 0  # as runc: nothing is left that could be signalled
-    ask(_running(context.root, container_id), "kill", signal=number, all=everything)
+    state = _running(context.root, container_id)
+    try:
+        ask(state, "kill", signal=number, all=everything)
+    except EndedError:
+        if number != SIGKILL:
+            raise
+    except DeafError:
+        if number != SIGKILL:
+            raise
+        end_supervisor(state)
     return 0
 
 
@@ -134,7 +146,7 @@ def remove(root: str, container_id: str, *, force: bool, log: Log | None = None)
         supervisor = supervisor_of(root, container_id)
         children = read_text(f"/proc/{supervisor}/task/{supervisor}/children") or ""
         for pid in (supervisor, *map(int, children.split())):
-            _kill(pid)
+            _kill(pid, read_text(os.path.join(root, container_id, CGROUP_FILE)) or "")
         clear(root, container_id, "")
         return
     status = state.current_status()
@@ -154,19 +166,20 @@ def remove(root: str, container_id: str, *, force: bool, log: Log | None = None)
 
 def end_supervisor(state: State) -> None:
     """Kill the supervisor and wait until it and its QEMU are gone."""
+    cgroup = str(state.fields.get("cgroup", ""))
     if state.is_alive():
-        _kill(int(state.fields["pid"]))
+        _kill(int(state.fields["pid"]), cgroup)
     vm_pid = int(state.fields.get("vm_pid", 0))
     with suppress(OSError):
         if _is_qemu(vm_pid, state.directory):
-            _await_end(vm_pid)
+            _await_end(vm_pid, cgroup)
 
 
-def _kill(pid: int) -> None:
+def _kill(pid: int, cgroup: str) -> None:
     if pid:
         with suppress(ProcessLookupError):
-            os.kill(pid, 9)
-        _await_end(pid)
+            os.kill(pid, SIGKILL)
+        _await_end(pid, cgroup)
 
 
 def _is_qemu(pid: int, directory: str) -> bool:
@@ -178,14 +191,20 @@ def _is_qemu(pid: int, directory: str) -> bool:
     return is_qemu and (not command or f"{directory}/" in command)
 
 
-def _await_end(pid: int) -> None:
+def _await_end(pid: int, cgroup: str) -> None:
+    """Wait until *pid*, which has been killed, is gone from its *cgroup*."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
         return
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
-    ended = poller.poll(END_TIMEOUT_MS)
+    ended = poller.poll(THAW_AFTER_MS)
+    if not ended and cgroup:
+        from cloche.host.cgroup import thaw
+
+        thaw(cgroup)
+    ended = ended or poller.poll(END_TIMEOUT_MS)
     os.close(pidfd)
     if not ended:
         raise ClocheError(

@@ -33,21 +33,50 @@ def supervisor_of(root: str, container_id: str) -> int:
         connection.close()
 
 
+class EndedError(ClocheError):
+    """The supervisor ended before it answered."""
+
+
+class DeafError(StateError):
+    """The supervisor is there, and does not answer: it is stopped, or its cgroup frozen."""
+
+
+# A supervisor answers within ms, or is waiting for its guest, for a hook in it, say. After this
+# long it is asked whether it is there at all, which it has to answer within DEAF_S.
+ANSWER_S = 10
+DEAF_S = 3
+
+
+def _connected(directory: str, seconds: int) -> _socket.socket:
+    """A connection to the control socket in *directory*; each wait is *seconds* at most."""
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    limit = seconds.to_bytes(8, "little") + bytes(8)  # struct timeval
+    for option in (_socket.SO_RCVTIMEO, _socket.SO_SNDTIMEO):
+        connection.setsockopt(_socket.SOL_SOCKET, option, limit)
+    try:
+        with short_path(os.path.join(directory, "control.sock")) as path:
+            connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 class Client:
     """One request to a supervisor, and what follows it."""
 
     def __init__(self, state: State) -> None:
-        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            with short_path(os.path.join(state.directory, "control.sock")) as path:
-                self._socket.connect(path)
+            self._socket = _connected(state.directory, ANSWER_S)
+        except BlockingIOError:  # so many wait for it already
+            raise self._deaf("connecting", state) from None
         except OSError as error:
-            self._socket.close()
             raise explained(error) or StateError(
                 f"container {state.id}: not running (its supervisor does not answer)",
                 hint=f"cloche delete --force {state.id} clears what is left",
             ) from None
         self._id = state.id
+        self._state = state
         self._reader = LineReader(self._socket.fileno())
 
     def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> Any:  # noqa: ANN401
@@ -59,18 +88,38 @@ class Client:
         if fds:
             packed = b"".join(fd.to_bytes(4, "little") for fd in fds)
             rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
-        sent = self._socket.sendmsg([line], rights)
-        while sent < len(line):
-            sent += self._socket.send(line[sent:])
-        answer = self.receive()
+        try:
+            sent = self._socket.sendmsg([line], rights)
+            while sent < len(line):
+                sent += self._socket.send(line[sent:])
+        except BlockingIOError:
+            raise self._deaf(op, self._state) from None
+        answer = self._answer_to(op)
         if answer is None:
-            raise ClocheError(
+            raise EndedError(
                 f"container {self._id}: its supervisor ended before it answered {op}",
                 hint=f"cloche state {self._id} tells what is left",
             )
         if "error" in answer:
             raise ClocheError(answer["error"], hint=answer.get("hint", ""))
         return answer["ok"]
+
+    def _answer_to(self, op: str) -> dict[str, Any] | None:
+        while True:
+            try:
+                return self.receive()
+            except BlockingIOError:
+                if not _is_there(self._state):
+                    raise self._deaf(op, self._state) from None
+
+    @staticmethod
+    def _deaf(op: str, state: State) -> DeafError:
+        pid = supervisor_of(state.root, state.id)
+        return DeafError(
+            f"container {state.id}: {op}: its supervisor (process {pid}) does not answer: it is "
+            "stopped, or its cgroup is frozen",
+            hint=f"let it go on, or end it with `cloche delete --force {state.id}`",
+        )
 
     def tell(self, op: str, **fields: object) -> None:
         """Send a line that is not answered."""
@@ -87,6 +136,25 @@ class Client:
     def fileno(self) -> int:
         """The descriptor, for poll."""
         return self._socket.fileno()
+
+
+def _is_there(state: State) -> bool:
+    """Whether a supervisor is there and answers, or there is none any longer."""
+    try:
+        connection = _connected(state.directory, DEAF_S)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # the next read tells of its end
+    try:
+        connection.send(encode({"op": "ping"}))
+        return connection.recv(1) is not None
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.close()
 
 
 def ask(state: State, op: str, **fields: Any) -> Any:  # noqa: ANN401 (whatever op returns)

@@ -19,7 +19,7 @@ from cloche.model.host_cgroup import host_settings
 from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_sources
 from cloche.model.problems import refuse
-from cloche.model.state import CREATED, OCI_VERSION, State, process_start_time
+from cloche.model.state import CREATED, OCI_VERSION, PAUSED, State, process_start_time
 from cloche.vmm.argv import ROOT_SERIAL, disk_serial
 from cloche.wire.messages import AgentError, TooLongError
 
@@ -305,6 +305,41 @@ class Container:
         except ClocheError:
             self.state.fields["status"] = before
             raise
+
+    def has_become(self, before: str, status: str) -> None:
+        """The guest has done late, or not, what changes the status from *before* to *status*.
+
+        On a full disk it is known here only.
+        """
+        if self.state.fields["status"] == before:
+            self.state.fields["status"] = status
+            with contextlib.suppress(ClocheError):
+                self.state.save()
+
+    async def kill(self, *, everything: bool) -> None:
+        """SIGKILL for its first process, or for all: whatever the guest does, that ends it.
+
+        AgentError (ESRCH) where there is nothing left to be killed.
+        """
+        agent = self.sandbox.agent
+        if self.state.fields["status"] == PAUSED:
+            agent.call("freeze", {"id": self.id, "frozen": False})
+        try:
+            signalled = self.init.signal(SIGKILL, everything=everything)
+            self._give_up_soon()
+            await self.sandbox.pulse.guard(signalled)
+        except AgentError:
+            raise
+        except ClocheError as error:  # silent, overloaded, at its end already
+            self._give_up(error)
+
+    def _give_up_soon(self) -> None:
+        """The guest has some seconds to obey."""
+        self.sandbox.kill_soon()
+
+    def _give_up(self, why: ClocheError) -> None:
+        """The guest does not obey: its VM is this container's."""
+        self.sandbox.vm.kill(ClocheError(f"VM: killed, as was asked for: {why.message}"))
 
     def new_process(
         self,

@@ -19,6 +19,7 @@ from cloche.base.files import short_path
 from cloche.base.lines import MAX_LINE
 from cloche.base.loop import READ, WRITE, Future
 from cloche.heart.operations import OPERATIONS
+from cloche.heart.pulse import SilentError
 
 if TYPE_CHECKING:
     from cloche.heart.member import Member
@@ -67,7 +68,7 @@ class Connection:
         self._buffer = bytearray()
         self._unsent = b""
         self._fds: list[int] = []
-        self._started = False
+        self._op = ""
         connection.setblocking(False)
         self.sandbox.loop.watch(connection.fileno(), READ, self._on_ready)
 
@@ -132,10 +133,10 @@ class Connection:
         except (ValueError, AttributeError):
             self.send({"error": "control: malformed request", "hint": ""})
             return
-        if self._started:
+        if self._op:
             self._while_running(op, message)
             return
-        self._started = True
+        self._op = op
         operation = OPERATIONS.get(op)
         if operation is None:
             self.send({"error": f"control: unknown operation {op!r}", "hint": ""})
@@ -150,7 +151,8 @@ class Connection:
             if self.process is not None:
                 self.process.exited.on_done(self._on_exit)
         elif isinstance(done.error, ClocheError):
-            self.send({"error": done.error.message, "hint": done.error.hint})
+            step = f"{self._op}: " if isinstance(done.error, SilentError) else ""
+            self.send({"error": step + done.error.message, "hint": done.error.hint})
         else:
             self.send({"error": f"internal error: {done.error!r}", "hint": ""})
 

@@ -93,6 +93,7 @@ class Request:
         # and QEMU have what this process could raise them to.
         self.limits = limits or own_limits()
         self.raised = self.limits
+        self.caller = os.getpid()
         # Signals that arrived before the program ran, for whoever follows it.
         self.early_signals: list[int] = []
         self.interrupted = False

@@ -49,7 +49,7 @@ class Listed(msgspec.Struct):
 
 async def processes(container: Container) -> list[dict[str, Any]]:
     """What runs in *container*, as of `checked`."""
-    return checked(await container.sandbox.agent.call("processes", {"id": container.id}))
+    return checked(await container.sandbox.pulse.ask("processes", {"id": container.id}))
 
 
 def checked(answer: object) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloche.base.errors import ConfigError, StateError
+from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.loop import Future
 from cloche.heart.blame import explained
 from cloche.heart.container import Container
@@ -57,23 +57,39 @@ class Member(Container):
             self._refuse_what_the_vm_lacks()
             self.sandbox.warnings += self.bound_vm()
             self._join()
-            reply = await self._created()
+            self.init.pid = (await self._created())["pid"]
+            self._save_created()
         except BaseException:
             self._abandon()
             raise
-        self.init.pid = int(reply["pid"])
         self.init.exited.on_done(lambda done: self.sandbox.loop.start(self._dismiss(done)))
-        self.save(CREATED)
         warnings = self.sandbox.warnings[known:]
         del self.sandbox.warnings[known:]
         return warnings
 
     async def _created(self) -> dict[str, Any]:
+        def not_wanted(_: object) -> None:
+            self.sandbox.agent.call("delete", {"id": self.id})
+
         try:
-            reply: dict[str, Any] = await self.create()
+            reply: dict[str, Any] = await self.sandbox.pulse.guard(self.create(), not_wanted)
         except AgentError as error:
             raise explained(error, self.config) from None
         return reply
+
+    def _save_created(self) -> None:
+        try:
+            self.save(CREATED)
+        except ClocheError:
+            self.sandbox.agent.call("delete", {"id": self.id})
+            raise
+
+    def _give_up_soon(self) -> None:
+        """The VM is another's as well: it is not to end for a process that does not."""
+
+    def _give_up(self, why: ClocheError) -> None:
+        """It counts as killed, and is as soon as the guest obeys again."""
+        self.vm_ended(str(why))
 
     def save(self, status: str) -> None:
         """As of a container with its own VM, and whose VM it is."""
@@ -161,8 +177,9 @@ class Member(Container):
 
     async def _dismiss(self, ended: Future) -> None:
         """Its first process has ended: nothing of it stays in the guest, or in the share."""
+        deleted = self.sandbox.agent.call("delete", {"id": self.id})
         try:
-            await self.sandbox.agent.call("delete", {"id": self.id})
+            await self.sandbox.pulse.guard(deleted)
         finally:
             self.sandbox.share.detach(self.id)
             self.sandbox.containers.pop(self.id, None)
@@ -173,6 +190,7 @@ class Member(Container):
 async def join(connection: Connection, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Create another container in this VM; its exit is told on the connection later."""
     try:
+        connection.sandbox.pulse.require()
         member = await _admitted(connection.sandbox, message)
     except BaseException:
         for fd in fds:
@@ -190,7 +208,9 @@ async def _admitted(sandbox: Sandbox, message: dict[str, Any]) -> Member:
     """What is to be created; ConfigError or StateError when it cannot be."""
     earlier = sandbox.containers.get(str(message["id"]))
     if isinstance(earlier, Member):
-        await earlier.exited  # it was deleted, and its process has not quite gone
+        await sandbox.pulse.guard(
+            earlier.exited
+        )  # it was deleted, and its process has not quite gone
     elif earlier is not None:
         raise StateError(f"container {earlier.id}: exists already")
     request = Request(

@@ -6,11 +6,13 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import StateError
+from cloche.base.errors import ClocheError, GuestError, StateError
 from cloche.heart.blame import explained, explained_exec
+from cloche.heart.process import SIGKILL
+from cloche.heart.pulse import SilentError
 from cloche.model.oci import load_process, load_resources
 from cloche.model.state import CREATED, PAUSED, RUNNING
-from cloche.wire.messages import AgentError, TooLongError
+from cloche.wire.messages import AgentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     Operation = Callable[["Connection", dict[str, Any], list[int]], Coroutine[Future, None, Any]]
 
 ESRCH = 3
-SIGKILL = 9
 
 
 def _container(connection: Connection, request: dict[str, Any]) -> Container:
@@ -38,10 +39,11 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
     # Before the program runs: where its state cannot be written, it is not to run unseen.
     container.set_status(RUNNING)
     try:
-        await container.start()
+        await connection.sandbox.pulse.ask(
+            "start", {"id": container.id}, late=lambda _: container.has_become(CREATED, RUNNING)
+        )
     except BaseException as error:
-        if container.state.fields["status"] == RUNNING:
-            container.set_status(CREATED)
+        container.has_become(RUNNING, CREATED)
         if not isinstance(error, AgentError):
             raise
         raise explained(error, container.config) from None
@@ -49,15 +51,14 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
     """Signal the container's init, or all of its processes."""
-    container = _container(connection, request)
-    number = int(request["signal"])
-    if number == SIGKILL:
-        if container.state.fields["status"] == PAUSED:
-            await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
-        if container.id == connection.sandbox.request.id:
-            connection.sandbox.kill_soon()
+    container, pulse = _container(connection, request), connection.sandbox.pulse
+    number, everything = int(request["signal"]), bool(request.get("all"))
     try:
-        await container.init.signal(number, everything=bool(request.get("all")))
+        if number == SIGKILL:
+            await container.kill(everything=everything)
+        else:
+            pulse.require()
+            await pulse.guard(container.init.signal(number, everything=everything))
     except AgentError as error:
         if error.errno != ESRCH:
             raise
@@ -69,6 +70,7 @@ async def execute(
 ) -> dict[str, Any]:
     """Start another process in the container; its exit is told on the connection later."""
     try:
+        connection.sandbox.pulse.require()
         container = _container(connection, request)
         status = container.state.fields["status"]
         if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
@@ -89,17 +91,25 @@ async def execute(
     )
     fields = {"id": container.id, "exec_id": exec_id, "process": plan}
     try:
-        future = connection.sandbox.agent.call("exec", {**fields, "cgroup": request.get("cgroup")})
+        # Who asked for a process that starts late is gone: it is not wanted any longer.
+        future = connection.sandbox.pulse.ask(
+            "exec",
+            {**fields, "cgroup": request.get("cgroup")},
+            late=lambda _: guest.signal(SIGKILL),
+        )
         guest.begin_input()
         reply = await future
-    except (AgentError, TooLongError) as error:
+    except GuestError as error:
         guest.abandon()
-        container.processes.pop(exec_id, None)
+        if not isinstance(error, SilentError):
+            container.processes.pop(exec_id, None)
         if isinstance(error, AgentError):
             raise explained_exec(error, process) from None
         raise
-    guest.pid = int(reply["pid"])
+    guest.pid = reply["pid"]
     connection.process = guest
+    if connection.is_closed:
+        guest.signal(SIGKILL)
     return {"pid": guest.pid, "warnings": warnings}
 
 
@@ -108,9 +118,13 @@ async def pause(connection: Connection, request: dict[str, Any], fds: list[int])
     container = _container(connection, request)
     if container.state.fields["status"] not in (RUNNING, CREATED):
         raise StateError(f"container not running: {container.state.fields['status']}")
-    await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": True})
+    await _freeze(container, True)
     container.paused_from = container.state.fields["status"]
-    container.set_status(PAUSED)
+    try:
+        container.set_status(PAUSED)
+    except ClocheError:
+        await _freeze(container, False)
+        raise
 
 
 async def resume(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
@@ -118,8 +132,22 @@ async def resume(connection: Connection, request: dict[str, Any], fds: list[int]
     container = _container(connection, request)
     if container.state.fields["status"] != PAUSED:
         raise StateError("container not paused")
-    await connection.sandbox.agent.call("freeze", {"id": container.id, "frozen": False})
-    container.set_status(container.paused_from)
+    await _freeze(container, False)
+    try:
+        container.set_status(container.paused_from)
+    except ClocheError:
+        await _freeze(container, True)
+        raise
+
+
+async def _freeze(container: Container, frozen: bool) -> None:
+    """Freeze or thaw it; what a silent guest does of that later is undone again."""
+    pulse, fields = container.sandbox.pulse, {"id": container.id}
+
+    def undo(_: object) -> None:
+        container.sandbox.agent.call("freeze", {**fields, "frozen": not frozen})
+
+    await pulse.ask("freeze", {**fields, "frozen": frozen}, late=undo)
 
 
 async def processes(
@@ -164,7 +192,12 @@ async def join(connection: Connection, request: dict[str, Any], fds: list[int]) 
     return await member.join(connection, request, fds)
 
 
+async def ping(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
+    """Say that the supervisor is there, whatever its guest does."""
+
+
 OPERATIONS: dict[str, Operation] = {
+    "ping": ping,
     "start": start,
     "join": join,
     "kill": kill,

@@ -46,10 +46,12 @@ async def update(container: Container, wanted: Resources) -> list[str]:
     warnings = container.bound(bounds, "$")
     if values:
         try:
-            await sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
-        except AgentError as error:
+            await sandbox.pulse.ask("cgroup_write", {"id": container.id, "values": values})
+        except GuestError as error:
             await _take_back(container, after, before)
-            raise explained_update(error, after, "$") from None
+            if isinstance(error, AgentError):
+                raise explained_update(error, after, "$") from None
+            raise
     container.resources = after
     return resource_warnings(wanted, "$") + warnings
 
@@ -58,9 +60,10 @@ async def _take_back(container: Container, after: Resources, before: Resources) 
     """Undo what was written of *after*, for what *before* has a value to go back to."""
     container.bound(_beyond(after, before), "$")
     if values := changes(after, before):
-        with contextlib.suppress(AgentError):
-            write = {"id": container.id, "values": values}
-            await container.sandbox.agent.call("cgroup_write", write)
+        with contextlib.suppress(GuestError):
+            sandbox = container.sandbox
+            written = sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
+            await sandbox.pulse.guard(written)
 
 
 def _beyond(old: Resources, new: Resources) -> list[HostSetting]:
@@ -80,8 +83,8 @@ async def stats(container: Container) -> dict[str, Any]:
 
 async def _guest_stats(container: Container) -> dict[str, Any]:
     fields = {"id": container.id, "files": list(FILES)}
-    texts = await container.sandbox.agent.call("cgroup_read", fields)
+    texts = await container.sandbox.pulse.ask("cgroup_read", fields)
     try:
         return container_stats(texts)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise GuestError(f"stats: the guest's cgroup files are odd: {error}") from None

@@ -8,12 +8,14 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloche.base.errors import GuestError, StateError
-from cloche.base.loop import Loop
+from cloche.base.errors import ClocheError, StateError
+from cloche.base.loop import READ, Loop
+from cloche.base.quick import suppress
 from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal, share_mount
 from cloche.heart.parent import Parent
+from cloche.heart.pulse import Pulse, SilentError
 from cloche.host.ipv6 import ON, switch
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from cloche.model.plan_mounts import Shm
     from cloche.wire.messages import Event
 
-AGENT_TIMEOUT_S = 90.0
 KILL_TIMEOUT_S = 5.0
 DRAIN_TIMEOUT_S = 5.0
 # Taking down what shows a container's processes takes the kernel up to 20 ms, and each end of a
@@ -66,6 +67,7 @@ class Sandbox:
         self.cpus = machine.shape.cpus
         self.warnings = machine.warnings
         self.agent = Agent(vm, self._on_event)
+        self.pulse = Pulse(loop, vm, self.agent, request.id)
         self._machine = machine
         self.containers: dict[str, Container] = {}
         self.parent = Parent(loop, channel)
@@ -105,6 +107,7 @@ class Sandbox:
         hold_kernel(self._machine.kernel_directory)
         container.save(RUNNING if self.request.at_once else CREATED)
         os.chdir("/")  # the caller's file system need not stay mounted for us
+        self.pulse.keep()
         self.parent.created(
             self.warnings,
             self.request.timings.marks,
@@ -141,12 +144,7 @@ class Sandbox:
 
     async def _greet(self) -> list[Future]:
         """Once the VM runs: the requests that every container needs, not waited for."""
-        guard = self.loop.call_later(
-            AGENT_TIMEOUT_S,
-            lambda: self.vm.running.fail(self.vm.failure(f"no answer in {AGENT_TIMEOUT_S:.0f} s")),
-        )
-        await self.vm.running
-        guard.cancel()
+        await self._answered(self.vm.running)
         self.request.timings.mark("VM resumed")
         # When the guest will say what its clock shows, give or take some milliseconds.
         self._hello_at = time.monotonic()
@@ -157,13 +155,14 @@ class Sandbox:
             self._hello = self.agent.hello()
             if self.vm.is_booting:
                 # Nobody listens for seconds to come: a clock told now would be slow by them.
-                await self._in_time(self._hello)
+                await self._answered(self._hello)
             mounted = self.agent.call("mount", share_mount())
         return [self._hello, mounted, self.agent.call("renew", renewal(self.request.id))]
 
     def _heard_of(self, hello: Future) -> None:
         """A thawed guest that nothing is heard of is not tried again."""
-        if hello.error is not None and not self.parent.gave_up.done:
+        is_its_own = not self.parent.gave_up.done and not self.pulse.was_stopped
+        if hello.error is not None and is_its_own:
             self._machine.distrust()
 
     def shared_memory(self, shm: Shm) -> str:
@@ -182,21 +181,21 @@ class Sandbox:
         """What the guest's boot clock (ns) showed when it was greeted, and time.monotonic then."""
         return int(self._hello.value["boot_ns"]), self._hello_at
 
-    async def _in_time(self, *steps: Future) -> None:
-        """Wait for answers of the agent; a silent one ends the VM, and so the waiting."""
-        timer = self.loop.call_later(AGENT_TIMEOUT_S, self._agent_is_silent)
-        try:
-            for step in steps:
-                await step
-        finally:
-            timer.cancel()
+    async def _answered(self, *steps: Future) -> None:
+        """Wait for what the guest does before there is a container; BootError if it is silent."""
+        for step in steps:
+            try:
+                await self.pulse.guard(step)
+            except SilentError as error:
+                raise self.vm.failure(error.message) from None
 
     async def _create(self, container: Container, steps: list[Future]) -> None:
         """From a guest that was greeted to a container that waits for `start`."""
         if self.request.image:
             steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
         if container.has_root_image:
-            await self._in_time(*steps, self.loop.start(container.mount_root_image()))
+            self.pulse.is_slow = True
+            await self._answered(*steps, self.loop.start(container.mount_root_image()))
         if self.request.glance.hooks:
             await self.parent.hooks_done()  # they may put an interface into the namespace
         network = self._network(container)
@@ -216,7 +215,7 @@ class Sandbox:
         import cloche.heart.control  # noqa: F401
 
         try:
-            await self._in_time(*steps)
+            await self._answered(*steps)
         except AgentError as error:
             from cloche.heart.blame import explained
 
@@ -228,10 +227,6 @@ class Sandbox:
         """Another QEMU has taken the place of the one that was told of."""
         self.warnings.append(why)
         self.parent.relaunched(self.vm.pid)
-
-    def _agent_is_silent(self) -> None:
-        self.warnings.append(str(self.vm.failure("the agent does not answer")))
-        self.vm.kill()
 
     def _network(self, container: Container) -> dict[str, Any] | None:
         """The `network` request for what the namespace holds; None for a plain loopback only."""
@@ -266,7 +261,7 @@ class Sandbox:
         found = GuestNetwork(self.loop, self.agent)
         network = found.adopt(self.taps, container.resolv_conf(), self.warnings)
         if network is not None:
-            await self.agent.call("network", network)
+            await self.pulse.ask("network", network)
         self.network = found  # not before: where that fails, the next `start` tries again
         self._follow_network(container)
 
@@ -281,6 +276,8 @@ class Sandbox:
         from cloche.heart.control import ControlServer
 
         self.vm.exited.on_done(lambda _: self._vm_ended())
+        if self.request.foreground and self.request.glance.terminal:
+            self._watch_caller(container)
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
@@ -298,6 +295,21 @@ class Sandbox:
                 f"cloche: network: {where}: refused (--host-loopback {port} lets it be reached)"
             )
 
+    def _watch_caller(self, container: Container) -> None:
+        """A caller that is killed takes its terminal along, as if that had been hung up."""
+
+        def gone(_: int = 0) -> None:
+            self.loop.unwatch(caller)
+            for number in (_signal.SIGHUP, _signal.SIGCONT):
+                container.init.signal(number)
+            kill = container.kill
+            self.loop.call_later(KILL_TIMEOUT_S, lambda: self.loop.start(kill(everything=False)))
+
+        caller = os.pidfd_open(os.getppid())
+        self.loop.watch(caller, READ, gone)
+        if os.getppid() != self.request.caller:
+            gone()
+
     def _follow_network(self, container: Container) -> None:
         """Networks come and go while the container runs (`docker network connect`)."""
         if self.network is not None:
@@ -305,11 +317,9 @@ class Sandbox:
             self.network.follow(container.resolv_conf, lambda text: say(f"cloche: {text}"))
 
     def _vm_ended(self) -> None:
-        refused = self.agent.broken
         for container in list(self.containers.values()):
             if not container.init.exited.done:
-                why = refused if isinstance(refused, GuestError) else self.vm.death()
-                container.vm_ended(str(why))
+                container.vm_ended(str(self.vm.death()))
                 # Whoever does not read what is left of its output holds nobody up.
                 self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 
@@ -322,9 +332,9 @@ class Sandbox:
 
     def _on_event(self, event: Event) -> None:
         if event.name == "exit":
-            container = self.containers.get(str(event.fields.get("id")))
+            container = self.containers.get(event.fields["id"])
             if container is not None:
-                container.on_exit(event.fields.get("exec_id"), int(event.fields["status"]))
+                container.on_exit(event.fields["exec_id"], event.fields["status"])
         elif event.name == "dns_query" and self.network is not None:
             self.network.ask(event.fields)
         elif event.name == "oom":
@@ -333,11 +343,11 @@ class Sandbox:
             self._on_module(event)
         elif event.name == "log" and len(self.warnings) < MAX_WARNINGS:
             # The guest is not trusted: neither number nor length is its own choice.
-            self.warnings.append(f"guest: {event.fields.get('message')}"[:500])
+            self.warnings.append(f"guest: {event.fields['message']}"[:500])
 
     def _on_oom(self, event: Event) -> None:
         """Have the host's kernel tell the engine of it, before the end that may come of it."""
-        container = self.containers.get(str(event.fields.get("id")))
+        container = self.containers.get(event.fields["id"])
         now = time.monotonic()
         if container is None:
             return
@@ -372,10 +382,12 @@ class Sandbox:
 
     def kill_soon(self) -> None:
         """End the VM if the guest has not obeyed a SIGKILL within a few seconds."""
-        self.loop.call_later(KILL_TIMEOUT_S, self.vm.kill)
+        why = ClocheError(f"VM: killed: SIGKILL in it had no effect within {KILL_TIMEOUT_S:.0f} s")
+        self.loop.call_later(KILL_TIMEOUT_S, lambda: self.vm.kill(why))
 
     async def _shut_down(self, container: Container) -> None:
-        await container.close_root_image()
+        with suppress(SilentError):
+            await self.pulse.guard(self.loop.start(container.close_root_image()))
         self.vm.kill()
         container.state.fields["status"] = STOPPED
         if self.control is not None:
