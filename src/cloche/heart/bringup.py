@@ -106,6 +106,11 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
 def _join_cgroup(request: Request, pids: list[int]) -> bool:
     """Move supervisor and QEMU to where the engine expects the container; whether that bounds."""
     path = cgroup.relative_path(request.glance.cgroups_path, request.id)
+    if file := cgroup.frozen_by(path):
+        raise ClocheError(
+            f"$.linux.cgroupsPath: {path}: the cgroup is frozen ({file}): nothing in it could run",
+            hint="let it go on, or name another one",
+        )
     note_cgroup(request.directory, path)
     return cgroup.join(path, host_limit(request.memory_mib()), pids)
 

@@ -120,6 +120,32 @@ def _make(directory: str, path: str) -> None:
         raise ConfigError(f"$.linux.cgroupsPath: {path[:80]!r}: {cause}") from None
 
 
+# What freezes a cgroup, and what it holds then: of v1, where it tells of the levels above as well,
+# and of v2, where each level tells of itself.
+_FREEZERS = {"freezer.state": ("FROZEN", "FREEZING"), "cgroup.freeze": ("1",)}
+
+
+def frozen_by(path: str) -> str:
+    """The file that says that processes in *path* are, or would be, frozen; empty: they are not."""
+    for hierarchy in hierarchies():
+        level = path
+        while level:
+            for name, values in _FREEZERS.items():
+                file = os.path.join(hierarchy, level, name)
+                if (read_text(file) or "").strip() in values:
+                    return file
+            level = os.path.dirname(level)
+    return ""
+
+
+def thaw(path: str) -> None:
+    """Let the processes in *path* go on: one that is frozen cannot be killed with cgroup v1."""
+    for hierarchy in hierarchies():
+        for name, value in (("freezer.state", b"THAWED"), ("cgroup.freeze", b"0")):
+            with suppress(OSError):
+                _write(os.path.join(hierarchy, path, name), value)
+
+
 def _pass_on(hierarchy: str, path: str) -> None:
     """Have the controllers of cgroup v2 reach *path*: each level hands them to the next.
 

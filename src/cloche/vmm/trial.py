@@ -68,7 +68,7 @@ class _Watch:
         self._vm = vm
         self._silence = silence
         self._own = OwnTime(vm.pid)
-        self._seen = b""
+        self._seen = ""
         self._silent = self._total = 0.0
         self._look_again()
 
@@ -78,8 +78,8 @@ class _Watch:
     def _look(self) -> None:
         vm, passed = self._vm, self._own.passed()
         self._total += passed
-        self._silent = self._silent + passed if vm.console == self._seen else 0.0
-        self._seen = bytes(vm.console)
+        self._silent = self._silent + passed if vm.console.text == self._seen else 0.0
+        self._seen = vm.console.text
         if self._silent >= self._silence:
             self._give_up(f"no sign of life for {self._silence:.0f} s")
         elif self._total >= self._silence * MOST_SILENCES:
