@@ -25,13 +25,14 @@ VALUES: dict[str, Any] = {
     "hello": {"version": 1, "nonce": bytes(16), "agent": "0", "kernel": "6", "boot_ns": 1},
     "create": {"pid": 1},
     "exec": {"pid": 1},
-    "processes": [{**PROCESS, "command": "x"}],
+    "processes": [{**PROCESS, "command": "x", "stat": ("S", 1, 1, 0, -1, 0, 1, 1, 1)}],
     "cgroup_read": {"pids.max": "max\n"},
 }
 EVENTS: dict[str, dict[str, Any]] = {
     "exit": {"id": "box", "exec_id": None, "status": 0},
     "oom": {"id": "box", "count": 1},
     "dns_query": {"query": 1, "server": "127.0.0.11", "tcp": False, "data": b"x"},
+    "module": {"query": 1, "name": "fuse", "loaded": []},
     "log": {"level": "warning", "message": "x"},
 }
 

@@ -39,6 +39,12 @@ def lives(data: Path) -> bool:
     return True
 
 
+def status(runtime: Runtime, container_id: str) -> str:
+    """As `state` tells."""
+    found: str = runtime("state", container_id).json()["status"]
+    return found
+
+
 @each_runtime
 def test_run_on_a_terminal(
     request: pytest.FixtureRequest, beating: Bundle, data: Path, name: str
@@ -54,7 +60,7 @@ def test_run_on_a_terminal(
         os.kill(terminal._pid, signal.SIGKILL)
         wait_until((data / "hup").exists, "the program was told", 20)
         wait_until(lambda: not lives(data), "the program has ended")
-    assert runtime("state", container_id).json()["status"] == "stopped"
+        wait_until(lambda: status(runtime, container_id) == "stopped", "the container has, too")
     runtime("delete", container_id)
 
 
@@ -68,8 +74,8 @@ def test_a_program_that_does_not_care_for_its_terminal(
     with cloche.terminal("run", "--bundle", beating.save(), container_id) as terminal:
         terminal.expect("up")
         os.kill(terminal._pid, signal.SIGKILL)
-        wait_until(lambda: host.processes(cloche.root) == [], "it has been killed", 30)
-    assert cloche("state", container_id).json()["status"] == "stopped"
+        wait_until(lambda: status(cloche, container_id) == "stopped", "it has been killed", 30)
+    assert host.processes(cloche.root) == []
 
 
 @each_runtime

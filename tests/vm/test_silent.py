@@ -24,7 +24,6 @@ QEMU = shutil.which("qemu-system-x86_64") or ""
 VERBS = {
     "exec": ("exec", "ID", "true"),
     "ps": ("ps", "ID"),
-    "kill": ("kill", "ID", "TERM"),
     "pause": ("pause", "ID"),
     "events": ("events", "--stats", "ID"),
     "update": ("update", "--pids-limit", "77", "ID"),
@@ -72,6 +71,19 @@ def test_every_verb_ends_with_an_error_that_says_so(running: Container) -> None:
     )
     assert running.status == "running"
     assert len(running.runtime("ps", running.id).lines) == 2
+
+
+def test_a_signal_is_heard_later(cloche: Runtime, bundle: Bundle) -> None:
+    """As by a process that is stopped: kill(2) is no error then, and podman's stop needs that."""
+    script = "trap 'echo heard' USR1; echo ready; while :; do sleep 0.1; done"
+    container = cloche.start(bundle.sh(script))
+    wait_until(lambda: container.output == "ready", "the trap is set")
+    with halted(container):
+        for _ in range(2):
+            container.kill("USR1")
+    warnings = cloche.messages("warning")
+    assert len([each for each in warnings if "it hears of signal 10 if it goes on" in each]) == 2
+    wait_until(lambda: container.output.startswith("ready\nheard"), "it has heard")
 
 
 @pytest.mark.parametrize("how", ["kill", "delete"])

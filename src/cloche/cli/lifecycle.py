@@ -89,7 +89,8 @@ def kill(context: Context, args: list[str]) -> int:
         return 0  # as runc: nothing is left that could be signalled
     state = _running(context.root, container_id)
     try:
-        ask(state, "kill", signal=number, all=everything)
+        for warning in ask(state, "kill", signal=number, all=everything):
+            context.log.warning(warning)
     except EndedError:
         if number != SIGKILL:
             raise

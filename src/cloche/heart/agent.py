@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 # Bytes queued for the guest beyond which inputs are no longer read, and no credit is granted.
 BACKLOG_LIMIT = 1 << 20
-# The same for requests. What else is queued never comes near it.
-REQUEST_LIMIT = 4 << 20
+# The same for requests: two of the longest. What else is queued never comes near it.
+REQUEST_LIMIT = 2 * frames.MAX_REQUEST
 # Requests that the guest has taken and not answered, e.g. answers to DNS queries that it sends.
 MOST_PENDING = 4096
 

@@ -43,6 +43,13 @@ class _Started(TypedDict):
     pid: _NewPid
 
 
+_Group = Annotated[int, Meta(ge=-1, le=1 << 22)]  # -1: there is none
+_Terminal = Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)]
+_Nice = Annotated[int, Meta(ge=-20, le=19)]
+# state, pgrp, session, tty, tpgid, nice, threads, vsize, rss
+_Stat = tuple[str, _Group, _Group, _Terminal, _Group, _Nice, _Count, _Count, _Count]
+
+
 class _Process(TypedDict):
     pid: _Pid
     ppid: _Pid
@@ -51,6 +58,7 @@ class _Process(TypedDict):
     nspid: _Pid
     start_ns: _Count
     cpu_ns: _Count
+    stat: _Stat
     command: str
 
 
@@ -72,6 +80,12 @@ class _DnsQuery(TypedDict):
     data: Annotated[bytes, Meta(max_length=16384)]
 
 
+class _Module(TypedDict):
+    query: _Count
+    name: str
+    loaded: list[str]
+
+
 class _Log(TypedDict):
     level: str
     message: str
@@ -85,7 +99,13 @@ _VALUES: dict[str, Any] = {
     "processes": list[_Process],
     "cgroup_read": dict[str, str | None],
 }
-_EVENTS: dict[str, Any] = {"exit": _Exit, "oom": _Oom, "dns_query": _DnsQuery, "log": _Log}
+_EVENTS: dict[str, Any] = {
+    "exit": _Exit,
+    "oom": _Oom,
+    "dns_query": _DnsQuery,
+    "module": _Module,
+    "log": _Log,
+}
 
 
 class Body(msgspec.Struct, frozen=True):
