@@ -10,7 +10,6 @@ from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
 from cloche.vmm.argv import Machine, qemu_argv
-from cloche.vmm.console import Console
 from cloche.vmm.launch import (
     FIRST_FD,
     NOT_SHUT_OFF,
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cloche.vmm.argv import RootImage
+    from cloche.vmm.console import Console
     from cloche.vmm.frozen import Frozen
     from cloche.vmm.loopback import HostLoopback
     from cloche.vmm.shape import Shape
@@ -58,7 +58,7 @@ class Vm:
         self.on_panic: Callable[[], None] = lambda: None
         # QEMU was started a second time, in another way; why.
         self.on_relaunch: Callable[[str], None] = lambda why: None
-        self.console = Console()
+        self.console = _new_console()
         self.step = "starting QEMU"
         # What a thawed guest is to hear first is on its way to it already.
         self.is_greeted = False
@@ -432,6 +432,12 @@ class Vm:
     def last_words(self) -> str:
         """What console and QEMU said last, on one line."""
         return self.console.last_words(self.log)
+
+
+def _new_console() -> Console:
+    from cloche.vmm.console import Console  # whoever only forks a supervisor needs none
+
+    return Console()
 
 
 def _close(fds: Sequence[int]) -> None:
