@@ -91,7 +91,10 @@ def _of_process(error: AgentError, process: Process, path: str) -> str:
 def _of_mounts(error: AgentError, config: Config) -> str:
     """The agent says which mount by its place, which is that in the config."""
     name, _, number = error.object.rstrip("]").partition("[")
-    if name != "mounts" or not number.isdigit() or int(number) >= len(config.mounts):
+    is_number = (
+        number.isascii() and number.isdigit() and len(number) < 6
+    )  # the guest is not trusted
+    if name != "mounts" or not is_number or int(number) >= len(config.mounts):
         return ""
     mount, path = config.mounts[int(number)], f"$.mounts[{number}]"
     if error.step == "mount target":
