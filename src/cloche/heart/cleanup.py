@@ -25,8 +25,8 @@ def clear(root: str, container_id: str, cgroups_path: str) -> None:
     """
     directory = os.path.join(root, container_id)
     noted = read_text(os.path.join(directory, CGROUP_FILE))
-    with suppress(ClocheError):  # a path that cannot be one was never made
-        for path in {"/" + noted if noted else cgroups_path, cgroups_path}:
+    for path in {"/" + noted if noted else cgroups_path, cgroups_path}:
+        with suppress(ClocheError):  # a path that cannot be one was never made
             cgroup.remove(cgroup.relative_path(path, container_id))
     for name in os.listdir(directory) if os.path.isdir(directory) else []:
         path = os.path.join(directory, name)
