@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from cloche.heart.blame import explained, explained_exec
 from cloche.model.oci import Config, load_config
-from cloche.wire.messages import AgentError, AgentFailure
+from cloche.wire.answers import AgentFailure
+from cloche.wire.messages import AgentError
 
 from .oci_data import full, write
 
