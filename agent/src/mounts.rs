@@ -214,12 +214,12 @@ fn bind(target: &OwnedFd, plan: &Mount) -> Result<()> {
     attach(&tree, target)
 }
 
-/// Binds of what is below the bind `plan` that have flags of their own. One that cannot be seen
-/// there, being hidden by another mount of the host's, needs none.
+/// Binds of what is below the bind `plan` that have flags of their own. One that cannot be reached
+/// there needs none: another mount of the host's hides it, or it is closed to all but one user.
 fn bind_below(root: BorrowedFd, plan: &Mount) -> Result<()> {
     for (path, flags) in &plan.below.0 {
         let target = match open_target(root, &format!("{}/{path}", plan.target)) {
-            Err(Errno::NOENT) => continue,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::NOTCONN) => continue,
             result => result?,
         };
         let tree = clone_tree(fs::CWD, &format!("{}/{path}", plan.source), false)?;
