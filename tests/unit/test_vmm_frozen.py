@@ -58,7 +58,7 @@ def saved(tmp_path: Path, libraries: list[Path]) -> Path:
     os.truncate(folder / "memory", 4 << 20)
     files = [print_of(str(path)) for path in libraries]
     write(folder, identity=identity(shape()), problem="", time=0, header=HEADER, files=files)
-    write(folder, file_limit=file_limit())
+    write(folder, file_limit=file_limit(), sums={"memory": 0, "process": 0})
     return folder
 
 
@@ -243,6 +243,8 @@ def without(name: str) -> Callable[[Path], None]:
         lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
         *(without(name) for name in ("identity", "problem", "header", "files", "size")),
         without("file_limit"),
+        without("sums"),
+        manifest(sums={"memory": 0}),
         manifest(files=None),
         manifest(files=[[]]),
         manifest(files=["/bin/sh"]),

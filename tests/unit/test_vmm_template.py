@@ -12,7 +12,7 @@ import pytest
 
 from cloche.vmm.argv import variants
 from cloche.vmm.shape import Shape
-from cloche.vmm.template import load_template
+from cloche.vmm.template import load_template, template_image
 from cloche.vmm.template_maker import remove_unused
 
 STATE = b"device state" * 100
@@ -33,7 +33,11 @@ def saved(tmp_path: Path) -> Path:
     (folder / "device").write_bytes(STATE)
     (folder / "memory").touch()
     os.truncate(folder / "memory", 4 << 20)
-    manifest = {"identity": shape().identity(), "device_crc32": zlib.crc32(STATE)}
+    manifest = {
+        "identity": shape().identity(),
+        "device_crc32": zlib.crc32(STATE),
+        "sums": {"memory": 0},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -68,6 +72,13 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return lambda folder: os.truncate(folder / name, size)
 
 
+def without_sums(folder: Path) -> None:
+    """As made by a cloche that kept no checksum of the memory."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sums"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -82,6 +93,7 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
         lambda folder: (folder / "memory").unlink(),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("[]"),
+        without_sums,
         lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
     ],
 )
@@ -96,6 +108,9 @@ def test_templates_of_guests_out_of_use_are_removed(saved: Path) -> None:
     (saved.parent / "damaged").mkdir()
     (saved.parent / "damaged/manifest.json").write_text("{")
     assert remove_unused(root, ["key"], "/bin/sh") == ["damaged"]
+    (saved.parent / "found to be so").mkdir()
+    template_image(str(saved.parent / "found to be so")).put_out_of_use("checksum of memory")
+    assert remove_unused(root, ["key"], "/bin/sh") == ["found to be so"]
     assert remove_unused(root, ["other"], "/bin/sh") == [saved.name]
     assert list(saved.parent.iterdir()) == []
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from cloche.guest.guest import current_guest
 from cloche.model.config import load_settings
+from cloche.vmm.frozen import frozen_image
 from cloche.vmm.script import SCRIPT
 
 from . import host
@@ -52,6 +53,8 @@ class FrozenQemu:
         for path, data in self._saved.items():
             if not path.exists() or path.read_bytes() != data:
                 path.write_bytes(data)
+        # Nobody is to read it while the next test does something to it.
+        frozen_image(str(self.folder)).note_known()
 
     @property
     def _manifest(self) -> Path:

@@ -21,7 +21,7 @@ from cloche.model.config import load_settings
 from cloche.vmm import preload
 from cloche.vmm.frozen import load_frozen
 from cloche.vmm.script import PAGE, RETURN, SPAWN
-from cloche.vmm.template import load_template
+from cloche.vmm.template import load_template, template_image
 from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
@@ -422,6 +422,8 @@ def full_disk(cloche: Runtime, made: FrozenQemu, folder: Path) -> Iterator[Path]
         for name in ("device", "memory", "manifest.json"):
             target = path / template.name / name
             subprocess.run(["cp", "--sparse=always", template / name, target], check=True)
+        # Else it is read after the first start, and the file system is in use for so long.
+        template_image(str(path / template.name)).note_known()
         yield path
 
 

@@ -211,6 +211,14 @@ def personality(persona: int) -> None:
     _check(_libc.personality(ctypes.c_ulong(persona)), "personality")
 
 
+_IOPRIO_SET, _IOPRIO_WHO_PROCESS = 251, 1
+
+
+def set_io_priority(priority: int) -> None:
+    """ioprio_set(2), of this process; OSError on failure."""
+    _check(_libc.syscall(_IOPRIO_SET, _IOPRIO_WHO_PROCESS, 0, priority), "ioprio_set")
+
+
 _RT_SIGACTION, _SIGSET_SIZE = 13, 8
 # Those that cannot be caught, and those that Python ignores: what is sent to nobody, or is larger
 # than allowed, is an error of write(2) then, not the end.

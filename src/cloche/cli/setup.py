@@ -189,12 +189,20 @@ def stale_reasons(settings: Settings) -> list[str]:
         reasons.append(f"guest: {stale}")
     elif guest is not None and settings.template and not reasons:
         shape = choose_shape(find_variants(settings), guest, None, None)
-        if load_template(settings.templates, shape) is None:
+        template = load_template(settings.templates, shape)
+        if template is None:
             reasons.append("template: none for this QEMU, CPU, accelerator and guest")
+        elif damaged := template.image.damaged():
+            reasons.append(f"template: {template.image.path(damaged)} is damaged")
         elif settings.freeze and shape.accel == FROZEN_ACCEL:
             found = [
                 load_frozen(settings.templates, shape, user_network=user_network)
                 for user_network in (False, True)
+            ]
+            reasons += [
+                f"frozen QEMU: {frozen.image.path(damaged)} is damaged"
+                for frozen, _ in found
+                if frozen is not None and (damaged := frozen.image.damaged())
             ]
             # What this host cannot do no setup brings about.
             if any(frozen is None and not problem for frozen, problem in found):

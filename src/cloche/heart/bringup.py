@@ -17,6 +17,7 @@ from cloche.heart.launch import (
 from cloche.heart.supervisor import supervise
 from cloche.host import cgroup
 from cloche.model.state import OCI_VERSION
+from cloche.vmm.integrity import Image
 from cloche.vmm.shape import host_limit
 
 UNBOUNDED = (
@@ -97,10 +98,19 @@ def _follow(request: Request, pid: int, channel: Channel) -> Created:
             request.is_listening = True
         else:
             channel.close()
+            _look_after(message.get("image"))
             if request.interrupted and not message["interrupted"]:
                 request.early_signals.append(SIGINT)  # sent to us alone, not by a terminal
             warnings += message["warnings"]
             return Created(pid, warnings, message["timings"], message["debug"])
+
+
+def _look_after(origin: list[str] | None) -> None:
+    """Have what the VM came from read, where that was not done since the host was booted."""
+    if origin and not (image := Image(origin[0], origin[1:])).is_known():
+        from cloche.heart.verifier import begin
+
+        begin(image)
 
 
 def _join_cgroup(request: Request, pids: list[int]) -> bool:

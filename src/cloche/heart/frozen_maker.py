@@ -15,7 +15,7 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
-from cloche.base.errors import ClocheError
+from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import write_atomically
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
@@ -24,19 +24,27 @@ from cloche.host.taps import open_taps
 from cloche.vmm.argv import NIC_SLOTS
 from cloche.vmm.frozen import (
     FOLDER,
-    MANIFEST,
     MEMORY,
     PROCESS,
     USER_FOLDER,
     Frozen,
     find_thaw,
     frozen_folder,
+    frozen_image,
     identity,
     load_frozen,
     print_of,
 )
+from cloche.vmm.integrity import MANIFEST
 from cloche.vmm.launch import file_limit
-from cloche.vmm.template_maker import WORK_PREFIX, alone_in, check_space, remove_abandoned, wait
+from cloche.vmm.template_maker import (
+    WORK_PREFIX,
+    alone_in,
+    check_space,
+    remove_abandoned,
+    sync,
+    wait,
+)
 from cloche.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -80,6 +88,7 @@ def make_frozen(
             frozen = None
         if frozen is None and (again or not problem):
             check_space(root, shape)
+            template.image.verify()  # else the damage would be in this one as well, unseen
             target = frozen_folder(root, shape, user_network=user_network)
             _make(root, target, shape, template, user_network, report)
             frozen, _ = load_frozen(root, shape, user_network=user_network)
@@ -112,6 +121,8 @@ def _make(
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     write_atomically(os.path.join(made, MANIFEST), json.dumps(facts).encode())
+    if not facts["problem"]:
+        frozen_image(made).note_known()
     _put(made, target)
 
 
@@ -158,10 +169,10 @@ def _freeze(
         for tap in taps:
             tap.close()
     for path in (memory, image):
-        _sync(path)
+        sync(path)
     known = [print_of(path) for path in files]
-    size = os.stat(image).st_size
-    return {"header": header, "files": known, "size": size, "file_limit": file_limit()}
+    facts = {"header": header, "files": known, "size": os.stat(image).st_size}
+    return {**facts, "file_limit": file_limit(), "sums": frozen_image(target).sums()}
 
 
 def work_prefix(root: str) -> str:
@@ -181,7 +192,11 @@ def remove_all(root: str) -> None:
 
 
 def _thaws(root: str, frozen: Frozen) -> bool:
-    """Whether a frozen QEMU comes to life; one that may open more files than we is not tried."""
+    """Whether it is whole and comes to life; one that may open more files than we is not tried."""
+    try:
+        frozen.image.verify()
+    except DamagedError:
+        return False
     if frozen.files > file_limit():
         return True
     with tempfile.TemporaryDirectory(prefix=work_prefix(root), dir=SHARES) as directory:
@@ -257,12 +272,3 @@ def _data_of(fd: int, size: int) -> Iterator[tuple[int, int]]:
             return
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
-
-
-def _sync(path: str) -> None:
-    """Have it on the disk: the manifest must not outlive a crash that its files do not."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cloche.base.errors import BootError, ClocheError, ConfigError, LaunchError
+from cloche.base.errors import BootError, ClocheError, ConfigError, DamagedError, LaunchError
 from cloche.base.limits import MAKE, NOFILE, THAW, lacking
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent, require_agent
@@ -14,10 +14,9 @@ from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
 from cloche.vmm.argv import kernel_cmdline
-from cloche.vmm.frozen import FROZEN_ACCEL, load_frozen
-from cloche.vmm.randomize import is_randomized
+from cloche.vmm.frozen import FROZEN_ACCEL, frozen_folder, frozen_image, load_frozen
 from cloche.vmm.shape import Shape, cpu_count, memory_step
-from cloche.vmm.template import Template, load_template
+from cloche.vmm.template import Template, load_template, template_image
 from cloche.vmm.variant import Variants
 from cloche.vmm.vm import Vm
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from cloche.model.config import Settings
     from cloche.vmm.argv import RootImage
     from cloche.vmm.frozen import Frozen
+    from cloche.vmm.integrity import Image
 
 
 COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a template"
@@ -82,6 +82,8 @@ def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: flo
 
 def boot_of(guest: Guest, shape: Shape) -> tuple[str, str, str]:
     """Kernel, initramfs and command line to boot *shape* with."""
+    from cloche.vmm.randomize import is_randomized
+
     khz = tsc_khz() if shape.accel == "tcg" else 0
     cmdline = kernel_cmdline(
         machine=shape.variant.machine,
@@ -140,7 +142,7 @@ class Machine:
     """A VM that starts, and its *shape*. A launch that is still to come adds to the *warnings*.
 
     *kernel_directory* has the modules of its kernel, *greeting* is what a thawed VM has been
-    greeted with, *frozen* the one that it was.
+    greeted with, *frozen* the one that it was, *image* what it has come from, if it was not booted.
     """
 
     def __init__(self, vm: Vm, choice: Choice) -> None:
@@ -150,11 +152,17 @@ class Machine:
         self.warnings: list[str] = []
         self.greeting = Greeting()
         self.frozen: Frozen | None = None
+        self.image: Image | None = None
 
     def distrust(self) -> None:
         """The next start is to make another frozen QEMU."""
         if self.frozen is not None:
             self.frozen.give_up()
+
+    def ended(self) -> None:
+        """Where it has crashed, what it came from is to be read before it is used again."""
+        if self.image is not None and self.vm.has_crashed():
+            self.image.note_suspect()
 
 
 def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[int]) -> Machine:
@@ -162,6 +170,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
     choice = _choose(request)
     machine = Machine(Vm(loop, request.directory), choice)
     vm, warnings = machine.vm, machine.warnings
+    vm.exited.on_done(lambda _: machine.ended())
     user_network = not taps and request.has_user_network()
     if user_network and request.host_loopback is not None:
         from cloche.vmm.loopback import HostLoopback
@@ -171,7 +180,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
 
     def otherwise(held: Sequence[int]) -> None:
         machine.distrust()
-        _launch(vm, request, choice, share, held, warnings)
+        _launch(machine, request, choice, share, held)
 
     if frozen is None:
         otherwise(taps)
@@ -187,28 +196,26 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
-        _launch(vm, request, choice, share, taps, warnings)
+        _launch(machine, request, choice, share, taps)
+    else:
+        machine.image = frozen.image
     return machine
 
 
 def _launch(
-    vm: Vm,
-    request: Request,
-    choice: Choice,
-    share: Share,
-    taps: Sequence[int],
-    warnings: list[str],
+    machine: Machine, request: Request, choice: Choice, share: Share, taps: Sequence[int]
 ) -> None:
     """Start it from its template, else cold."""
     shape = choice.shape
-    template = _find_template(request, choice, warnings)
+    template = _find_template(request, choice, machine.warnings)
+    machine.image = template.image if template else None
     if template is None:
-        _settle(request, choice, warnings)
+        _settle(request, choice, machine.warnings)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
     ]
-    vm.launch(
+    machine.vm.launch(
         shape,
         share=share.directory,
         taps=taps,
@@ -254,6 +261,8 @@ def _find_frozen(
     if choice.cold or not settings.freeze or shape.accel != FROZEN_ACCEL:
         return None
     frozen, problem = load_frozen(settings.templates, shape, user_network=user_network)
+    if frozen is not None and not _is_whole(frozen.image):
+        frozen = None
     if why := lacking(request.raised, {**THAW, NOFILE: frozen.files} if frozen else THAW):
         # That is this caller's: what others share stays as it is.
         warnings.append(f"VM: started from its template, which takes longer: {why}")
@@ -269,6 +278,8 @@ def _find_frozen(
         return None
     from cloche.heart.frozen_maker import make_frozen
 
+    folder = frozen_folder(settings.templates, shape, user_network=user_network)
+    damage = frozen_image(folder).why_out_of_use()
     try:
         made = make_frozen(settings.templates, shape, template, user_network=user_network)
         problem = ""
@@ -278,7 +289,11 @@ def _find_frozen(
         made, problem = None, str(error)
     if made is not None:
         size = f"{shape.cpus} vCPU and {shape.memory} MiB"
-        warnings.append(f"VM: no frozen QEMU of {size}: made one")
+        warnings.append(
+            f"VM: the frozen QEMU of {size} was damaged ({damage}): made another one"
+            if damage
+            else f"VM: no frozen QEMU of {size}: made one"
+        )
     elif problem:
         warnings.append(f"VM: started from its template: no frozen QEMU could be made: {problem}")
     return made
@@ -293,8 +308,10 @@ def _find_template(request: Request, choice: Choice, warnings: list[str]) -> Tem
         warnings.append(choice.cold)
         return None
     template = load_template(settings.templates, shape)
-    if template is not None:
+    if template is not None and _is_whole(template.image):
         return template
+    folder = os.path.join(settings.templates, shape.directory_name())
+    damage = template_image(folder).why_out_of_use()
     if why := lacking(request.raised, MAKE):
         warnings.append(f"VM: cold boot: no template is made: {why}")
         return None
@@ -315,5 +332,19 @@ def _find_template(request: Request, choice: Choice, warnings: list[str]) -> Tem
     if not was_known:
         warnings += refusals(choice.variants)
     size = f"{shape.cpus} vCPU and {shape.memory} MiB"
-    warnings.append(f"VM: no template of {size}: booted and saved one")
+    warnings.append(
+        f"VM: the template of {size} was damaged ({damage}): booted and saved another one"
+        if damage
+        else f"VM: no template of {size}: booted and saved one"
+    )
     return made
+
+
+def _is_whole(image: Image) -> bool:
+    """Whether a start may use it: one whose guest has crashed is read first."""
+    try:
+        if image.is_suspect():
+            image.verify()
+    except DamagedError:
+        return False
+    return True

@@ -12,6 +12,7 @@ from cloche.base.loop import READ, Future, Loop, read_some
 
 if TYPE_CHECKING:
     from cloche.heart.launch import Channel
+    from cloche.vmm.integrity import Image
 
 
 class Parent:
@@ -55,11 +56,16 @@ class Parent:
         *,
         interrupted: bool,
         debug: list[str],
+        image: Image | None,
     ) -> None:
-        """The container exists; `create` may return. *interrupted*: SIGINT was heard here."""
+        """The container exists; `create` may return. *interrupted*: SIGINT was heard here.
+
+        *image* is what its VM has come from.
+        """
         self._is_created = True
         message = {"event": "created", "warnings": warnings, "timings": marks, "debug": debug}
-        self._send({**message, "interrupted": interrupted})
+        origin = [image.folder, *image.names] if image else []
+        self._send({**message, "interrupted": interrupted, "image": origin})
 
     def _send(self, message: dict[str, Any]) -> None:
         if self._open:

@@ -113,6 +113,7 @@ class Sandbox:
             self.request.timings.marks,
             interrupted=self._interrupted,
             debug=self._story() if self.request.debug else [],
+            image=self._machine.image,
         )
         if view is not None:
             self._furnish(view, container)

@@ -109,6 +109,13 @@ def join(path: str, memory_limit: int, pids: Sequence[int]) -> bool:
     return bounded
 
 
+def leave() -> None:
+    """Move this process to the root of each hierarchy, so that nobody's limits are about it."""
+    for hierarchy in hierarchies():
+        with suppress(OSError):
+            _write(os.path.join(hierarchy, "cgroup.procs"), str(os.getpid()).encode())
+
+
 def _make(directory: str, path: str) -> None:
     """Make the cgroup *directory*; ConfigError where it is *path* that no host could make."""
     try:

@@ -19,6 +19,7 @@ from cloche.base import fastjson
 from cloche.base.files import read_text
 from cloche.base.quick import suppress
 from cloche.vmm.argv import NIC_SLOTS
+from cloche.vmm.integrity import MANIFEST, Image
 from cloche.vmm.launch import file_limit
 from cloche.vmm.shape import MIB, host_cpu
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from cloche.vmm.shape import Shape
 
 NAME = "cloche-thaw"
-FOLDER, MANIFEST, MEMORY, PROCESS = "frozen", "manifest.json", "memory", "process"
+FOLDER, MEMORY, PROCESS = "frozen", "memory", "process"
 USER_FOLDER = "frozen-user"
 # The accelerator whose starts a frozen QEMU makes quicker.
 FROZEN_ACCEL = "tcg"
@@ -57,6 +58,7 @@ class Frozen:
         self.folder = folder
         self.header = header
         self.files = files
+        self.image = frozen_image(folder)
 
     def open(self) -> list[int]:
         """Descriptors of memory and process, of one making; OSError where they are gone."""
@@ -94,6 +96,11 @@ class Frozen:
         with select.epoll() as nothing:
             idle = [os.dup(nothing.fileno()) for _ in range(NIC_SLOTS - len(taps))]
         return [*taps, *idle], idle
+
+
+def frozen_image(folder: str) -> Image:
+    """What is verified of the frozen QEMU there."""
+    return Image(folder, (MEMORY, PROCESS))
 
 
 def thaw_candidates() -> list[str]:
@@ -161,6 +168,8 @@ def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen 
         # QEMU's 9p server keeps as many files open as it was allowed when it was started. Whoever
         # may have more makes one for all; whoever may have less leaves it alone.
         if manifest["file_limit"] < file_limit():
+            return None, ""
+        if not frozen_image(folder).has_sums(manifest):
             return None, ""
         if any(print_of(known[0]) != known for known in manifest["files"]):
             return None, ""

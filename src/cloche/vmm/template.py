@@ -12,38 +12,47 @@ import zlib
 
 from cloche.base import fastjson
 from cloche.base.files import read_text
+from cloche.vmm.integrity import MANIFEST, Image
 from cloche.vmm.shape import MIB
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.vmm.shape import Shape
 
+MEMORY = "memory"
+
 
 class Template:
     """A saved VM, ready to be cloned."""
 
-    def __init__(self, memory_file: str, state: bytes) -> None:
-        self.memory_file = memory_file
+    def __init__(self, image: Image, state: bytes) -> None:
+        self.image = image
+        self.memory_file = image.path(MEMORY)
         self.state = state
+
+
+def template_image(directory: str) -> Image:
+    """What is verified of the template there; the state of its devices is, at each start."""
+    return Image(directory, (MEMORY,))
 
 
 def load_template(root: str, shape: Shape) -> Template | None:
     """The template of *shape* below *root*, or None where there is none that fits and is whole.
 
-    What the memory file holds is not looked at: that would cost more than the whole start.
+    What the memory file holds is not looked at: that would cost more than the whole start. Who
+    looks at it, and when, is in integrity.py.
     """
-    directory = os.path.join(root, shape.directory_name())
-    text = read_text(os.path.join(directory, "manifest.json"))
+    image = template_image(os.path.join(root, shape.directory_name()))
+    text = read_text(image.path(MANIFEST))
     try:
         manifest = fastjson.loads(text or "{}")
-        if manifest.get("identity") != shape.identity():
+        if manifest.get("identity") != shape.identity() or not image.has_sums(manifest):
             return None
-        with open(os.path.join(directory, "device"), "rb") as file:
+        with open(image.path("device"), "rb") as file:
             state = file.read()
-        memory_file = os.path.join(directory, "memory")
-        is_whole = os.stat(memory_file).st_size == shape.memory * MIB
+        is_whole = os.stat(image.path(MEMORY)).st_size == shape.memory * MIB
         if not is_whole or zlib.crc32(state) != manifest["device_crc32"]:
             return None
-        return Template(memory_file, state)
+        return Template(image, state)
     except (OSError, ValueError, KeyError, AttributeError):
         return None

@@ -11,11 +11,12 @@ import socket
 import tempfile
 import zlib
 
-from cloche.base.errors import ClocheError
+from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, read_some
+from cloche.vmm.integrity import MANIFEST
 from cloche.vmm.shape import MIB, Shape, is_identity_of
-from cloche.vmm.template import Template, load_template
+from cloche.vmm.template import Template, load_template, template_image
 from cloche.vmm.trial import try_in_order, wait_for_boot
 from cloche.vmm.vm import Vm
 
@@ -48,7 +49,9 @@ def make_template(
         shape.variant = variants.best
         existing = load_template(root, shape)
         if existing is not None:
-            return existing
+            with contextlib.suppress(DamagedError):
+                existing.image.verify()
+                return existing
         check_space(root, shape)
 
         def make(silence: float) -> None:
@@ -87,27 +90,37 @@ def _make(
     directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
     try:
         _boot_and_save(directory, shape, boot, silence, report)
-        target = os.path.join(root, shape.directory_name())
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(directory, target)
+        _put(directory, os.path.join(root, shape.directory_name()))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
         raise
+
+
+def _put(made: str, target: str) -> None:
+    """Have *made* take the place of *target*; frozen QEMUs in that have a memory of their own."""
+    for entry in os.scandir(target) if os.path.isdir(target) else []:
+        if entry.is_dir() or entry.is_symlink():
+            os.rename(entry.path, os.path.join(made, entry.name))
+    shutil.rmtree(target, ignore_errors=True)
+    os.rename(made, target)
 
 
 def remove_unused(root: str, guest_keys: Collection[str], qemu: str) -> list[str]:
     """Remove templates that no start will use any more; returns their names.
 
     Those are of other guests than those of *guest_keys*, of another QEMU than *qemu* as it is
-    now, of another host CPU or another FORMAT. Running clones keep their mapping of a removed
-    memory file.
+    now, of another host CPU or another FORMAT, or damaged. Running clones keep their mapping of a
+    removed memory file.
     """
     removed = []
     for name in os.listdir(root) if os.path.isdir(root) else []:
-        manifest = read_text(os.path.join(root, name, "manifest.json"))
-        if manifest is None:
+        image = template_image(os.path.join(root, name))
+        manifest = read_text(image.path(MANIFEST))
+        if manifest is None and not image.why_out_of_use():
             continue
-        if not any(is_identity_of(_identity(manifest), qemu, key) for key in guest_keys):
+        if manifest is None or not any(
+            is_identity_of(_identity(manifest), qemu, key) for key in guest_keys
+        ):
             shutil.rmtree(os.path.join(root, name))
             removed.append(name)
     return removed
@@ -168,13 +181,26 @@ def _boot_and_save(
     os.rmdir(share)
     os.unlink(vm.log)
     write_atomically(os.path.join(directory, "device"), state)
-    console = vm.console.text
+    image = template_image(directory)
     manifest = {
         "identity": shape.identity(),
         "device_crc32": zlib.crc32(state),
-        "console": console,
+        "console": vm.console.text,
+        "sums": image.sums(),
     }
-    write_atomically(os.path.join(directory, "manifest.json"), json.dumps(manifest).encode())
+    for name in ("memory", "device"):
+        sync(os.path.join(directory, name))
+    write_atomically(image.path(MANIFEST), json.dumps(manifest).encode())
+    image.note_known()
+
+
+def sync(path: str) -> None:
+    """Have it on the disk: the manifest must not outlive a crash that its files do not."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:

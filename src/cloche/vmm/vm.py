@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket  # socket proper imports selectors and enum, 5 ms
 import os
 
-from cloche.base.errors import BootError, ClocheError, LaunchError
+from cloche.base.errors import BootError, ClocheError, GuestError, LaunchError
 from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from cloche.vmm.loopback import HostLoopback
     from cloche.vmm.shape import Shape
 
+# By a user, or by a kernel without memory: SIGINT, SIGKILL, SIGTERM.
+_KILLED = (-2, -9, -15)
 # It takes 5 ms, or a thousand times as long on a host that has much else to do.
 THAW_TIMEOUT_S = 15.0
 
@@ -416,6 +418,12 @@ class Vm:
         )
         failure.blames_machine = self.is_booting and not self.console.has_milestone
         return failure
+
+    def has_crashed(self) -> bool:
+        """Whether damage may have brought its end about: by itself, or for what its guest did."""
+        if self.killed_for is not None:
+            return isinstance(self.killed_for, GuestError)
+        return self.running.done and self.exited.value not in _KILLED
 
     def death(self) -> ClocheError:
         """Why a VM that was up has ended."""
