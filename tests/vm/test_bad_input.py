@@ -248,12 +248,12 @@ def test_the_log_as_text(cloche: Runtime, folder: Path) -> None:
 
 
 def test_a_log_that_cannot_be_written_hides_nothing(cloche: Runtime) -> None:
-    message = cloche.fails("--log", "/does/not/exist/log", "state", "unknown")
+    message = cloche.fails("--log", "/dev/full", "state", "unknown")
     assert "container does not exist" in message
 
 
 def test_a_warning_is_told_where_no_log_can_be_written(cloche: Runtime, idle: Container) -> None:
-    place = ("--root", idle.runtime.root, "--log", "/does/not/exist/log")
+    place = ("--root", idle.runtime.root, "--log", "/dev/full")
     told = cloche(*place, "exec", "--cap", "CAP_FLY", idle.id, "true").stderr
     assert 'unknown, left out: "CAP_FLY"' in told
 

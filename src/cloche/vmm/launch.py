@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 FIRST_FD = 3
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
 NOT_STARTED = 127
-# As that, but what shuts it off cannot be had here: so it would be for any other QEMU.
-NOT_SHUT_OFF = 126
+# As that, but what shuts it off cannot be had here: so it would be for any other QEMU. Neither QEMU
+# nor cloche-thaw (126) exits like that.
+NOT_SHUT_OFF = 125
 F_SETPIPE_SZ = 1031
 
 
