@@ -187,6 +187,8 @@ class Rehearsal:
     def _on_event(self, event: Event) -> None:
         if event.name == "exit":
             self._processes[event.fields.get("exec_id")].on_exit(int(event.fields["status"]))
+        elif event.name == "module":  # whoever asks for it waits
+            self._agent.call("module_end", {"query": event.fields["query"], "found": False})
 
 
 def _with_args(plan: dict[str, Any], args: list[str]) -> dict[str, Any]:

@@ -371,8 +371,8 @@ class Sandbox:
 
     def _say(self, text: str) -> None:
         """Tell whoever reads the output of the first container, which is there for the longest."""
-        for container in self.containers.values():
-            return container.init.complain(f"cloche: {text}")
+        if container := next(iter(self.containers.values()), None):
+            container.init.complain(f"cloche: {text}")
 
     def find(self, container_id: str) -> Container:
         """The container *container_id*; StateError when this VM has none of that name."""
