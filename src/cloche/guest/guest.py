@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Raised when something other than kernel and agent changes what is built (the wanted modules,
 # the layout of the initramfs, the manifest): a guest of another recipe is built anew.
-RECIPE = 2
+RECIPE = 3
 
 
 class Guest:

@@ -25,7 +25,7 @@ class Wanted(NamedTuple):
     required: bool = True
 
 
-# Not here: tun, veth, nf_tables, fuse and the like. They are loaded once something asks for them
+# Not here: tun, veth, nf_tables and the like. They are loaded once something asks for them
 # (cloche.guest.module_store).
 WANTED = (
     Wanted("virtio_mmio", "devices of machine type microvm"),
@@ -35,6 +35,7 @@ WANTED = (
     Wanted("virtio_blk", "block-backed roots"),
     Wanted("9pnet_virtio", "transport of the shared folders"),
     Wanted("9p", "shared folders"),
+    Wanted("fuse", "shared folders that cloche-files serves"),
     Wanted("overlay", "writable layer over a read-only root"),
     Wanted("erofs", "read-only image of a root"),
     Wanted("af_packet", "DHCP clients and packet captures in containers"),
