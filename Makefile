@@ -64,11 +64,12 @@ docker-deps:
 	@tools/packages $(DOCKER_PACKAGES)
 
 .PHONY: agent
-agent: ## build the guest agent, and what QEMU needs beside: preload, thaw
+agent: ## build the guest agent, what QEMU needs beside (preload, thaw), and the file server
 	@echo "== building the guest agent"
 	@cd agent && "$$(../tools/cargo)" build --release --locked
 	@cd preload && "$$(../tools/cargo)" build --release --locked
 	@cd thaw && "$$(../tools/cargo)" build --release --locked
+	@cd fileserver && "$$(../tools/cargo)" build --release --locked
 	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
 	@test "$$(stat -c %s $(AGENT))" -le 1048576
 
@@ -97,10 +98,13 @@ lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
 	cd preload && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
 	cd thaw && "$$(../tools/cargo)" fmt --check
 	cd thaw && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
+	cd fileserver && "$$(../tools/cargo)" fmt --check
+	cd fileserver && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
 
 .PHONY: test
 test: test-deps lint ## all tests: unit, host, VM, and engines against a real dockerd
 	cd agent && "$$(../tools/cargo)" test --locked
+	cd fileserver && "$$(../tools/cargo)" test --locked
 	$(PY) -m pytest tests/unit tests/host tests/vm tests/engine
 
 .PHONY: test-kvm

@@ -1,0 +1,137 @@
+//! Requests about the entries of folders.
+
+use std::ffi::CString;
+
+use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, CWD};
+use rustix::io::Errno;
+
+use crate::files::Files;
+use crate::sys;
+use crate::watch::Change;
+use crate::wire::{Fields, Out, Request, Result};
+
+impl Files {
+    /// FUSE_LOOKUP.
+    pub fn look_up(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let name = request.fields().name()?;
+        match self.hold(request.node, name) {
+            Ok(fd) => self.tell(request.node, fd, out),
+            Err(Errno::NOENT) if self.believed(request.node) > 0 => {
+                self.tell_nothing(request.node, out);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An entry of that folder has been made by the guest: tells it of it.
+    fn made(&mut self, parent: u64, name: &[u8], out: &mut Out) -> Result<()> {
+        self.expect(parent, Change::Appears, name);
+        let fd = self.hold(parent, name)?;
+        self.tell(parent, fd, out)
+    }
+
+    fn expect(&mut self, folder: u64, change: Change, name: &[u8]) {
+        let watch = self.nodes.get(folder).ok().and_then(|node| node.watch);
+        self.watches.expect(watch, change, name, folder);
+    }
+
+    /// FUSE_MKNOD.
+    pub fn make_node(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let mut fields = request.fields();
+        let (mode, device, mask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        fields.skip(4)?;
+        let name = fields.name()?;
+        self.hear();
+        let folder = self.nodes.fd(request.node)?;
+        let kind = FileType::from_raw_mode(mode);
+        // new_decode_dev() of the kernel.
+        let (major, minor) = (device >> 8 & 0xfff, device & 0xff | device >> 12 & 0xf_ff00);
+        let device = rustix::fs::makedev(major, minor);
+        sys::umask(mask);
+        sys::as_user(request.uid, request.gid, || {
+            rustix::fs::mknodat(folder, name, kind, Mode::from_raw_mode(mode), device)
+        })?;
+        self.made(request.node, name, out)
+    }
+
+    /// FUSE_MKDIR.
+    pub fn make_folder(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let mut fields = request.fields();
+        let (mode, mask) = (fields.u32()?, fields.u32()?);
+        let name = fields.name()?;
+        self.hear();
+        let folder = self.nodes.fd(request.node)?;
+        sys::umask(mask);
+        sys::as_user(request.uid, request.gid, || {
+            rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(mode))
+        })?;
+        self.made(request.node, name, out)
+    }
+
+    /// FUSE_SYMLINK.
+    pub fn make_symlink(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let mut fields = request.fields();
+        let (name, target) = (fields.name()?, fields.string()?);
+        self.hear();
+        let folder = self.nodes.fd(request.node)?;
+        sys::as_user(request.uid, request.gid, || rustix::fs::symlinkat(target, folder, name))?;
+        self.made(request.node, name, out)
+    }
+
+    /// FUSE_LINK.
+    pub fn make_link(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let mut fields = request.fields();
+        let (number, name) = (fields.u64()?, fields.name()?);
+        self.hear();
+        let (file, folder) = (self.nodes.fd(number)?, self.nodes.fd(request.node)?);
+        rustix::fs::linkat(CWD, sys::name_of(file), folder, name, AtFlags::SYMLINK_FOLLOW)?;
+        self.changed(number)?;
+        self.made(request.node, name, out)
+    }
+
+    /// FUSE_UNLINK and FUSE_RMDIR.
+    pub fn remove(&mut self, request: &Request, is_folder: bool) -> Result<()> {
+        let name = request.fields().name()?;
+        self.hear();
+        let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(self.nodes.fd(request.node)?, name, flags)?;
+        self.expect(request.node, Change::Goes, name);
+        Ok(())
+    }
+
+    /// FUSE_RENAME, and (`with_flags`) FUSE_RENAME2.
+    pub fn rename(&mut self, request: &Request, with_flags: bool) -> Result<()> {
+        let mut fields = request.fields();
+        let target = fields.u64()?;
+        let flags = if with_flags { rename_flags(&mut fields)? } else { RenameFlags::empty() };
+        let (old, new) = (fields.name()?, fields.name()?);
+        self.hear();
+        let (from, to) = (self.nodes.fd(request.node)?, self.nodes.fd(target)?);
+        rustix::fs::renameat_with(from, old, to, new, flags)?;
+        self.expect(request.node, Change::Goes, old);
+        self.expect(target, Change::Appears, new);
+        if flags.contains(RenameFlags::EXCHANGE) {
+            self.expect(target, Change::Goes, new);
+            self.expect(request.node, Change::Appears, old);
+        }
+        if flags.contains(RenameFlags::WHITEOUT) {
+            self.expect(request.node, Change::Appears, old);
+        }
+        Ok(())
+    }
+
+    /// FUSE_READLINK.
+    pub fn read_link(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let empty = CString::default();
+        let target = rustix::fs::readlinkat(self.nodes.fd(request.node)?, empty, Vec::new())?;
+        out.bytes(target.to_bytes());
+        Ok(())
+    }
+}
+
+fn rename_flags(fields: &mut Fields) -> Result<RenameFlags> {
+    let flags = fields.u32()?;
+    fields.skip(4)?;
+    RenameFlags::from_bits(flags).ok_or(Errno::INVAL)
+}
