@@ -28,6 +28,7 @@ use crate::poll::{Kind, Poll, Ready, Wait};
 use crate::port::Port;
 use crate::process::Process;
 use crate::renew::Renewer;
+use crate::share::Share;
 use crate::slate::Slate;
 use crate::spare::Spare;
 use crate::syncer::{Syncer, Waiting};
@@ -64,6 +65,8 @@ pub struct Agent {
     loader: Loader,
     renewer: Renewer,
     pub syncer: Syncer,
+    /// None: the share is of a kind that a request mounts.
+    share: Option<Share>,
     /// What went wrong at boot, for the host once it has said hello.
     notes: Vec<String>,
 }
@@ -75,9 +78,10 @@ impl Agent {
         slots: Option<Slots>,
         usual_filter: Option<DeviceFilter>,
         spare: Option<Spare>,
+        share: Option<Share>,
         notes: Vec<String>,
     ) -> Agent {
-        match Agent::assemble(port, slots, usual_filter, spare, notes) {
+        match Agent::assemble(port, slots, usual_filter, spare, share, notes) {
             Ok(agent) => agent,
             Err(error) => panic!("setting up: {error:?}"),
         }
@@ -88,6 +92,7 @@ impl Agent {
         slots: Option<Slots>,
         usual_filter: Option<DeviceFilter>,
         spare: Option<Spare>,
+        share: Option<Share>,
         notes: Vec<String>,
     ) -> sys::Result<Agent> {
         const CHILD: u64 = 1 << (raw::SIGCHLD - 1);
@@ -114,6 +119,7 @@ impl Agent {
             loader,
             renewer: Renewer::prepare()?,
             syncer,
+            share,
             notes,
         })
     }
@@ -221,10 +227,15 @@ impl Agent {
             // That it is answered is all there is to it.
             Request::Ping(_) => {}
             Request::Renew(fresh) => self.renewer.renew(fresh)?,
-            Request::Mount(plan) => {
-                mounts::mount_here(plan)?;
-                self.syncer.mounted(plan);
-            }
+            Request::Mount(plan) => match &mut self.share {
+                Some(share) if plan.fstype == "fuse" => {
+                    share.mount(plan.target).map_err(|error| mounts::failed(plan, error))?;
+                }
+                _ => {
+                    mounts::mount_here(plan)?;
+                    self.syncer.mounted(plan);
+                }
+            },
             Request::Umount(plan) => {
                 mounts::unmount_here(plan.target)?;
                 self.syncer.unmounted(plan.target);

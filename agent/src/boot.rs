@@ -15,6 +15,7 @@ use crate::child::rootfs::EMPTY;
 use crate::console;
 use crate::files;
 use crate::network::Slots;
+use crate::share::{Share, MOUNT_POINT};
 use crate::spare::Spare;
 use crate::sys;
 
@@ -220,7 +221,7 @@ fn share_mounts() -> sys::Result<()> {
 pub fn open_port() -> OwnedFd {
     const STEP: u32 = 10;
     for _ in 0..10_000 / STEP {
-        if let Some(port) = find_port() {
+        if let Some(port) = find_port(PORT, OFlags::RDWR | OFlags::NONBLOCK) {
             return port;
         }
         sys::sleep(STEP);
@@ -229,15 +230,23 @@ pub fn open_port() -> OwnedFd {
     sys::power_off()
 }
 
-fn find_port() -> Option<OwnedFd> {
+/// Opens the port of that name, if it is there.
+pub fn find_port(wanted: &[u8], flags: OFlags) -> Option<OwnedFd> {
     let class = files::open("/sys/class/virtio-ports", OFlags::RDONLY | OFlags::DIRECTORY).ok()?;
     let names = files::names(&class).ok()?;
     let name = names.into_iter().find(|name| {
         let label = [name, b"/name".as_slice()].concat();
-        files::read_at(&class, label.as_slice()).is_ok_and(|label| label == PORT)
+        files::read_at(&class, label.as_slice()).is_ok_and(|label| label == wanted)
     })?;
     let path = [b"/dev/", name.as_slice()].concat();
-    files::open(path.as_slice(), OFlags::RDWR | OFlags::NONBLOCK).ok()
+    files::open(path.as_slice(), flags).ok()
+}
+
+/// Mounts the share, where this VM has one that is served by FUSE.
+pub fn mount_share(notes: &mut Notes) -> Option<Share> {
+    let mut share = Share::find()?;
+    note(notes, MOUNT_POINT, share.mount(MOUNT_POINT));
+    Some(share)
 }
 
 fn mount_plain(kind: &str, target: &str, data: &str) -> sys::Result<()> {
@@ -245,7 +254,7 @@ fn mount_plain(kind: &str, target: &str, data: &str) -> sys::Result<()> {
     mount::mount(kind, target, kind, MountFlags::empty(), data.as_c_str())
 }
 
-fn make_folder(path: &str) {
+pub fn make_folder(path: &str) {
     let _ = rustix::fs::mkdir(path, Mode::from_raw_mode(0o755));
 }
 

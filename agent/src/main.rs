@@ -28,8 +28,10 @@ mod poll;
 mod port;
 mod process;
 mod reap;
+mod relay;
 mod renew;
 mod report;
+mod share;
 mod slate;
 mod spare;
 mod start;
@@ -63,8 +65,9 @@ extern "C" fn main(stack: *const usize) -> ! {
     let port = boot::open_port();
     console::milestone("port open");
     let usual_filter = boot::load_usual_filter(&mut notes);
+    let share = boot::mount_share(&mut notes);
     let spare = boot::make_spare(slots.as_ref(), usual_filter.as_ref(), &mut notes);
-    let mut agent = agent::Agent::new(port, slots, usual_filter, spare, notes);
+    let mut agent = agent::Agent::new(port, slots, usual_filter, spare, share, notes);
     console::milestone("ready");
     agent.serve()
 }
