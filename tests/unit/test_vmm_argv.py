@@ -110,6 +110,21 @@ def test_disks_of_the_host_come_behind_the_slots() -> None:
     ]
 
 
+@pytest.mark.parametrize(("variant", "bus"), [(MICROVM, "device"), (Q35, "pci")])
+def test_another_program_may_serve_the_files(variant: Variant, bus: str) -> None:
+    argv = qemu_argv(Machine(variant=variant, files_fd=7, bulk_fd=8, **COMMON))
+    begin = argv.index("socket,id=files,fd=7") - 1
+    bulk = "driver=raw,node-name=bulk,file.driver=file,file.locking=off"
+    assert argv[begin : begin + 8] == [
+        *("-chardev", "socket,id=files,fd=7"),
+        *("-device", "virtserialport,bus=serial.0,chardev=files,id=files,name=cloche.files"),
+        *("-add-fd", "fd=8,set=0"),
+        *("-blockdev", f"{bulk},file.filename=/dev/fdset/0"),
+    ]
+    assert f"virtio-blk-{bus},drive=bulk,serial=cloche-bulk" in argv
+    assert not any("9p" in word for word in argv)
+
+
 def test_memory_may_be_reserved() -> None:
     machine = Machine(variant=MICROVM, reserve=True, **COMMON)
     assert "memory-backend-ram,id=ram,size=512M,reserve=on" in qemu_argv(machine)

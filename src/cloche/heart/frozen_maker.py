@@ -19,6 +19,8 @@ from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import write_atomically
 from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
+from cloche.heart.files import serve_files
+from cloche.heart.greeting import FUSE
 from cloche.heart.rehearsal import BRIEF, BRIEF_STATUS, SCRIPT, SHELL, Act, Rehearsal, make_bundle
 from cloche.host.taps import open_taps
 from cloche.vmm.argv import NIC_SLOTS
@@ -84,7 +86,7 @@ def make_frozen(
         remove_abandoned(SHARES, work_prefix(root))
         remove_abandoned(os.path.join(root, shape.directory_name()), WORK_PREFIX)
         frozen, problem = load_frozen(root, shape, user_network=user_network)
-        if again and frozen is not None and not _thaws(root, frozen):
+        if again and frozen is not None and not _thaws(root, frozen, shape.files):
             frozen = None
         if frozen is None and (again or not problem):
             check_space(root, shape)
@@ -112,7 +114,8 @@ def _make(
         facts |= _freeze(directory, made, shape, template, user_network, report)
         report("trying the frozen QEMU out")
         thaw = find_thaw() or ""
-        _try(directory, Frozen(thaw, shape.qemu, made, facts["header"], facts["file_limit"]))
+        frozen = Frozen(thaw, shape.qemu, made, facts["header"], facts["file_limit"])
+        _try(directory, frozen, shape.files)
     except (ClocheError, OSError) as error:
         for name in (MEMORY, PROCESS):
             if os.path.exists(path := os.path.join(made, name)):
@@ -191,7 +194,7 @@ def remove_all(root: str) -> None:
             shutil.rmtree(os.path.join(root, name, folder), ignore_errors=True)
 
 
-def _thaws(root: str, frozen: Frozen) -> bool:
+def _thaws(root: str, frozen: Frozen, kind: str) -> bool:
     """Whether it is whole and comes to life; one that may open more files than we is not tried."""
     try:
         frozen.image.verify()
@@ -201,19 +204,20 @@ def _thaws(root: str, frozen: Frozen) -> bool:
         return True
     with tempfile.TemporaryDirectory(prefix=work_prefix(root), dir=SHARES) as directory:
         try:
-            _try(directory, frozen)
+            _try(directory, frozen, kind)
         except (ClocheError, OSError):
             return False
     return True
 
 
-def _try(directory: str, frozen: Frozen) -> None:
+def _try(directory: str, frozen: Frozen, kind: str) -> None:
     """Have a first VM thaw, and its agent answer; BootError if it does not."""
     loop = Loop()
     vm = Vm(loop, directory)
     agent = Agent(vm, lambda _: None)
+    files = serve_files(vm, directory, directory) if kind == FUSE else ()
     try:
-        vm.thaw(frozen, share=directory, taps=[], otherwise=None)
+        vm.thaw(frozen, share=directory, taps=[], otherwise=None, files=files)
         wait(loop, vm, vm.running, TRIAL_TIMEOUT_S)
         wait(loop, vm, agent.hello(), TRIAL_TIMEOUT_S)
     finally:

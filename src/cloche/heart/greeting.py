@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # msize: the largest that QEMU's 128 descriptors of 4 KiB carry. cache=mmap keeps no data and no
 # attributes, so host and guest see each other's changes at once (docs/files.md has the cost).
 SHARE_OPTIONS = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap"
+# A guest whose files cloche-files serves (`files` of the configuration).
+FUSE = "fuse"
 
 
 class Greeting:
@@ -29,9 +31,11 @@ class Greeting:
     yet: nobody knows how long it takes until somebody listens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, files: str = "9p") -> None:
         self.nonce = os.urandom(16)
-        self.requests = [("hello", hello(self.nonce)), ("mount", share_mount())]
+        self.requests = [("hello", hello(self.nonce))]
+        if files != FUSE:  # which is mounted since the guest's boot
+            self.requests.append(("mount", share_mount()))
 
     def encode(self) -> bytes:
         """The frames of all of them."""
@@ -56,8 +60,10 @@ def renewal(hostname: str) -> dict[str, Any]:
     }
 
 
-def share_mount() -> dict[str, Any]:
-    """The fields of the `mount` of the share."""
+def share_mount(files: str = "9p") -> dict[str, Any]:
+    """The fields of the `mount` of the share; of FUSE: anew, its server knows of nothing."""
+    if files == FUSE:
+        return agent_mount(SHARE_TAG, GUEST_SHARE, FUSE)
     return agent_mount(SHARE_TAG, GUEST_SHARE, "9p", data=SHARE_OPTIONS)
 
 

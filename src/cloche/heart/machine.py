@@ -9,7 +9,7 @@ from cloche.base.limits import MAKE, NOFILE, THAW, lacking
 from cloche.base.loop import Loop
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import guest_for, is_current, other_than_configured
-from cloche.heart.greeting import Greeting
+from cloche.heart.greeting import FUSE, Greeting
 from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
@@ -64,6 +64,7 @@ def find_variants(settings: Settings, qemu: str = "") -> Variants:
     accel = choose_accel(DEFAULT_ROOT, settings.accel).name
     found = Variants(settings.data_root, qemu or settings.qemu, accel, settings.machine)
     found.randomize = settings.randomize
+    found.files = settings.files
     return found
 
 
@@ -77,6 +78,7 @@ def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: flo
         memory=memory_step(memory),
         guest_key=guest.key,
         randomize=variants.randomize,
+        files=variants.files,
     )
 
 
@@ -150,9 +152,18 @@ class Machine:
         self.shape = choice.shape
         self.kernel_directory: str = choice.guest.manifest["kernel_directory"]
         self.warnings: list[str] = []
-        self.greeting = Greeting()
+        self.greeting = Greeting(choice.shape.files)
         self.frozen: Frozen | None = None
         self.image: Image | None = None
+        self.files: Sequence[int] = ()
+
+    def serve_files(self, directory: str, share: Share) -> None:
+        """Start the program that serves the *share*, where it is not QEMU itself."""
+        if self.shape.files != FUSE:
+            return
+        from cloche.heart.files import serve_files
+
+        self.files = serve_files(self.vm, directory, share.directory)
 
     def distrust(self) -> None:
         """The next start is to make another frozen QEMU."""
@@ -169,6 +180,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
     """Start the VM for *request*: thawed, else from its template, else cold."""
     choice = _choose(request)
     machine = Machine(Vm(loop, request.directory), choice)
+    machine.serve_files(request.directory, share)
     vm, warnings = machine.vm, machine.warnings
     vm.exited.on_done(lambda _: machine.ended())
     user_network = not taps and request.has_user_network()
@@ -193,6 +205,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
             image=request.image,
             greeting=machine.greeting.encode(),
             otherwise=otherwise,
+            files=machine.files,
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
@@ -227,6 +240,7 @@ def _launch(
         boot=None if template else choice.boot(),
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
+        files=machine.files,
     )
     for fd, _ in disks:
         os.close(fd)

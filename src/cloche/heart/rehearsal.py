@@ -13,12 +13,14 @@ from cloche.base.errors import ClocheError
 from cloche.base.loop import Future, Loop
 from cloche.base.spawn import run
 from cloche.heart.agent import Agent
-from cloche.heart.greeting import renewal, share_mount
+from cloche.heart.files import serve_files
+from cloche.heart.greeting import FUSE, renewal, share_mount
 from cloche.heart.process import GuestProcess
 from cloche.host.share import GUEST_SHARE
 from cloche.model.oci import Config, load_config
 from cloche.model.plan import Layout, compile_container, compile_process
 from cloche.model.spec import default_spec
+from cloche.vmm import files_slot
 from cloche.vmm.argv import EMPTY_SLOT_SIZE
 from cloche.vmm.freezer import freeze
 from cloche.vmm.frozen import find_thaw
@@ -68,6 +70,8 @@ class Rehearsal:
         with open(self._image, "ab") as file:
             file.truncate(EMPTY_SLOT_SIZE)
         self._cards = 0
+        self._kind = ""
+        self._files: Sequence[int] = ()
         self._loop = Loop()
         self._vm = Vm(self._loop, directory)
         self._agent = Agent(self._vm, self._on_event)
@@ -88,6 +92,8 @@ class Rehearsal:
         With no *taps* it has a user-mode network.
         """
         self._cards = len(taps)
+        self._kind = shape.files
+        self._files = serve_files(self._vm, self._directory, self._share) if self._serves else ()
         self._vm.launch(
             shape,
             share=self._share,
@@ -97,8 +103,14 @@ class Rehearsal:
             memory_file=memory,
             state=state,
             keep_writes=True,
+            files=self._files,
         )
         self._wait(self._vm.running)
+
+    @property
+    def _serves(self) -> bool:
+        """Whether it is not QEMU who serves the guest's files."""
+        return self._kind == FUSE
 
     def run(self, acts: Sequence[Act]) -> None:
         """Run containers, one after the other, and leave the guest as it was."""
@@ -106,6 +118,8 @@ class Rehearsal:
             self._greet()
             self._perform(f"rehearsal-{number}", act)
             self._wait(self._agent.call("umount", {"target": GUEST_SHARE}))
+            if self._serves:  # a clone finds it mounted
+                self._wait(self._agent.call("mount", share_mount(self._kind)))
         self._wait(self._agent.call("spare"))
         rested = Future()
         self._loop.call_later(REST_S, rested.set)
@@ -122,12 +136,18 @@ class Rehearsal:
 
     def _slots(self, memory: str) -> dict[int, int]:
         """QEMU's descriptors → those of cloche-thaw, as Vm.thaw hands them over."""
-        paths = (self._share, self._image, memory)
-        numbers = [AGENT_FD, QMP_FD, CONSOLE_FD]
+        behind_taps = FIRST_TAP_FD + self._cards
+        slots = [[AGENT_FD], [QMP_FD], [CONSOLE_FD]]
         with Process(self._vm.pid) as qemu:
-            numbers += [qemu.descriptor_of(path) for path in paths]
-        numbers += range(FIRST_TAP_FD, FIRST_TAP_FD + self._cards)
-        return {number: AGENT_FD + index for index, number in enumerate(numbers)}
+            if self._serves:
+                slots += [[behind_taps], qemu.descriptors_of_memory(files_slot.NAME)]
+            else:
+                slots.append([qemu.descriptor_of(self._share)])
+            slots += [[qemu.descriptor_of(path)] for path in (self._image, memory)]
+        slots += [[number] for number in range(FIRST_TAP_FD, behind_taps)]
+        return {
+            number: AGENT_FD + index for index, numbers in enumerate(slots) for number in numbers
+        }
 
     def _wait(self, future: Future) -> Any:  # noqa: ANN401 (the future's value)
         wait(self._loop, self._vm, future, STEP_TIMEOUT_S)
@@ -136,7 +156,10 @@ class Rehearsal:
     def _greet(self) -> None:
         hello = self._agent.hello()
         renewed = self._agent.call("renew", renewal("rehearsal"))
-        for step in (hello, renewed, self._agent.call("mount", share_mount())):
+        steps = [hello, renewed]
+        if not self._serves:
+            steps.append(self._agent.call("mount", share_mount()))
+        for step in steps:
             self._wait(step)
 
     def _perform(self, name: str, act: Act) -> None:

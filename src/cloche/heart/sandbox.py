@@ -13,7 +13,7 @@ from cloche.base.loop import READ, Loop
 from cloche.base.quick import suppress
 from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
-from cloche.heart.greeting import agent_mount, renewal, share_mount
+from cloche.heart.greeting import agent_mount, renewal
 from cloche.heart.parent import Parent
 from cloche.heart.pulse import Pulse, SilentError
 from cloche.host.ipv6 import ON, switch
@@ -150,15 +150,16 @@ class Sandbox:
         # When the guest will say what its clock shows, give or take some milliseconds.
         self._hello_at = time.monotonic()
         if self.vm.is_greeted:
-            self._hello, mounted = self.agent.expect(self._machine.greeting)
+            self._hello, *mounted = self.agent.expect(self._machine.greeting)
             self._hello.on_done(self._heard_of)
         else:
             self._hello = self.agent.hello()
             if self.vm.is_booting:
                 # Nobody listens for seconds to come: a clock told now would be slow by them.
                 await self._answered(self._hello)
-            mounted = self.agent.call("mount", share_mount())
-        return [self._hello, mounted, self.agent.call("renew", renewal(self.request.id))]
+            mounts = self._machine.greeting.requests[1:]
+            mounted = [self.agent.call(op, fields) for op, fields in mounts]
+        return [self._hello, *mounted, self.agent.call("renew", renewal(self.request.id))]
 
     def _heard_of(self, hello: Future) -> None:
         """A thawed guest that nothing is heard of is not tried again."""

@@ -18,6 +18,7 @@ DEFAULTS: dict[str, str] = {
     "template": "on",
     "freeze": "on",
     "randomize": "auto",
+    "files": "9p",
     "kernel": "",
 }
 _CHOICES = {
@@ -26,6 +27,7 @@ _CHOICES = {
     "template": ("on", "off"),
     "freeze": ("on", "off"),
     "randomize": ("auto", "on", "off"),
+    "files": ("9p", "fuse"),
 }
 
 
@@ -40,6 +42,7 @@ class Settings:
         self.template = values["template"] == "on"
         self.freeze = values["freeze"] == "on"
         self.randomize = values["randomize"]
+        self.files = values["files"]
         self.kernel = values["kernel"]
 
     @property

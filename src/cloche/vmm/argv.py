@@ -10,6 +10,8 @@ NIC_SLOTS = 3
 BLOCK_SLOTS = 2
 EMPTY_SLOT_SIZE = 1 << 40  # more than any image, which is not resized
 AGENT_PORT = "cloche.agent"
+FILES_PORT = "cloche.files"
+BULK_SERIAL = "cloche-bulk"
 # MiB of translated code that TCG keeps. By itself QEMU takes up to 1024, which no limit on a
 # container's memory has room for; a full cache only means that code is translated anew.
 TRANSLATION_CACHE = 128
@@ -73,7 +75,8 @@ class Machine:
     has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
     kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
     read; they and the *root_image* come behind the slots, so only a VM that boots can have them.
-    *parameters* are the user's own.
+    *parameters* are the user's own. With *files_fd*, a socket, there is no *share*: cloche-files
+    serves it, with *bulk_fd* as its bulk file.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class Machine:
         disks: Sequence[tuple[int, bool]] = (),
         root_image: RootImage | None = None,
         parameters: Sequence[str] = (),
+        files_fd: int = -1,
+        bulk_fd: int = -1,
     ) -> None:
         self.qemu = qemu
         self.variant = variant
@@ -124,6 +129,8 @@ class Machine:
         self.disks = disks
         self.root_image = root_image
         self.parameters = parameters
+        self.files_fd = files_fd
+        self.bulk_fd = bulk_fd
 
 
 def quote(value: str) -> str:
@@ -196,12 +203,25 @@ def _channels(vm: Machine, bus: str) -> list[str]:
 
 
 def _share(vm: Machine, bus: str) -> list[str]:
+    if vm.files_fd >= 0:
+        return _files(vm, bus)
     # passthrough keeps owners and modes as they are; remap keeps inode numbers of the several
     # file systems that are bind-mounted below the share apart.
     return [
         "-fsdev",
         f"local,id=share,path={quote(vm.share)},security_model=passthrough,multidevs=remap",
         *("-device", f"virtio-9p-{bus},fsdev=share,mount_tag={SHARE_TAG}"),
+    ]
+
+
+def _files(vm: Machine, bus: str) -> list[str]:
+    # QEMU locks an image's bytes, and would find those of a memfd locked by the VM before.
+    backend = "driver=raw,node-name=bulk,file.driver=file,file.locking=off,file.filename="
+    return [
+        *("-chardev", f"socket,id=files,fd={vm.files_fd}"),
+        *("-device", f"virtserialport,bus=serial.0,chardev=files,id=files,name={FILES_PORT}"),
+        *("-add-fd", f"fd={vm.bulk_fd},set=0", "-blockdev", f"{backend}/dev/fdset/0"),
+        *("-device", f"virtio-blk-{bus},drive=bulk,serial={BULK_SERIAL}"),
     ]
 
 

@@ -106,6 +106,11 @@ class Process:
             raise ClocheError(f"freezing: QEMU has {path} open {len(found)} times")
         return found[0]
 
+    def descriptors_of_memory(self, name: str) -> list[int]:
+        """Those that are open for the memfd of that *name*."""
+        target = f"/memfd:{name} (deleted)"
+        return [number for number, found in self.descriptors().items() if found == target]
+
     def _as_seen(self, path: str) -> str:
         """*path* as the process itself would name it."""
         is_below = path.startswith(f"{self._root}/")

@@ -30,7 +30,7 @@ NO_LIMIT = 1 << 60
 class Shape:
     """What a template is made for: change any of it and the template is another one."""
 
-    __slots__ = ("accel", "cpus", "guest_key", "memory", "qemu", "randomize", "variant")
+    __slots__ = ("accel", "cpus", "files", "guest_key", "memory", "qemu", "randomize", "variant")
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class Shape:
         memory: int,
         guest_key: str,
         randomize: str = "auto",
+        files: str = "9p",
     ) -> None:
         self.qemu = qemu
         self.variant = variant
@@ -50,10 +51,13 @@ class Shape:
         self.memory = memory
         self.guest_key = guest_key
         self.randomize = randomize
+        # Who serves the host's files (`files` of the configuration).
+        self.files = files
 
     def identity(self) -> list[str]:
         """All that a template depends on: a changed QEMU or host CPU makes it another one."""
         size = f"{self.cpus} cpu, {self.memory} MiB, random addresses {self.randomize}"
+        size += f", files over {self.files}"
         return [
             *(FORMAT, build_of(self.qemu), str(self.variant), self.accel),
             *(size, self.guest_key, host_cpu(features=self.accel == "kvm")),
@@ -69,7 +73,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "8"
+FORMAT = "9"
 
 
 def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:

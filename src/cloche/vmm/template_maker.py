@@ -14,6 +14,7 @@ import zlib
 from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, read_some
+from cloche.vmm.files_slot import FilesSlot
 from cloche.vmm.integrity import MANIFEST
 from cloche.vmm.shape import MIB, Shape, is_identity_of
 from cloche.vmm.template import Template, load_template, template_image
@@ -168,8 +169,10 @@ def _boot_and_save(
     os.close(fd)
     loop = Loop()
     vm = Vm(loop, directory)
+    slot = FilesSlot() if shape.files == "fuse" else None  # nobody serves it
+    files = slot.fds if slot else ()
     try:
-        vm.launch(shape, share=share, boot=boot, memory_file=memory)
+        vm.launch(shape, share=share, boot=boot, memory_file=memory, files=files)
         wait_for_boot(vm, silence)
         report("saving the VM")
         state = save(loop, vm, os.path.join(directory, "save.sock"))
@@ -178,6 +181,8 @@ def _boot_and_save(
         if vm.pid:
             loop.run_until(vm.exited)
         loop.close()
+        if slot:
+            slot.close()
     os.rmdir(share)
     os.unlink(vm.log)
     write_atomically(os.path.join(directory, "device"), state)

@@ -39,6 +39,8 @@ class Variants:
         self.is_known = False
         # Where the guest's kernel puts programs, as configured (randomize.py).
         self.randomize = "auto"
+        # Who serves the host's files.
+        self.files = "9p"
         self.refused: list[str] = []
         self.load()
 

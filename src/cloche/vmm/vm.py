@@ -92,14 +92,18 @@ class Vm:
         memory_file: str = "",
         state: bytes | None = None,
         keep_writes: bool = False,
+        files: Sequence[int] = (),
     ) -> None:
         """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*.
 
         With *keep_writes* what the guest writes goes to the *memory_file*, as of a boot.
-        *disks* are open block devices of the host, and whether each is only read.
+        *disks* are open block devices of the host, and whether each is only read. *files* are
+        the descriptors of a FilesSlot, in place of a *share* that QEMU itself serves.
         """
         ends = self._connect()
         kernel, initramfs, cmdline = boot or ("", "", "")
+        first_disk = FIRST_TAP_FD + len(taps)
+        files_fd, bulk_fd = _numbers(first_disk + len(disks), files)
         argv = self.argv = qemu_argv(
             Machine(
                 qemu=shape.qemu,
@@ -122,11 +126,12 @@ class Vm:
                 user_network=user_network,
                 images=images,
                 disks=[
-                    (FIRST_TAP_FD + len(taps) + index, read_only)
-                    for index, (_, read_only) in enumerate(disks)
+                    (first_disk + index, read_only) for index, (_, read_only) in enumerate(disks)
                 ],
                 root_image=root_image,
                 parameters=parameters,
+                files_fd=files_fd,
+                bulk_fd=bulk_fd,
             )
         )
         if state is None:
@@ -138,7 +143,7 @@ class Vm:
             self.step = "restoring the template"
             incoming = pipe_with(state)
             self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
-        fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks)]
+        fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks), *files]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
         # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
         self.pid = self._start(argv, fds, huge_pages=shape.accel == "kvm")
@@ -154,6 +159,7 @@ class Vm:
         image: str = "",
         greeting: bytes = b"",
         otherwise: Callable[[Sequence[int]], None] | None,
+        files: Sequence[int] = (),
     ) -> None:
         """Have a frozen QEMU go on; should that fail, *otherwise* launches the VM in another way.
 
@@ -165,7 +171,7 @@ class Vm:
         self.step = "thawing QEMU"
         self._agent.sendall(greeting)
         self._monitor.sendall(qmp.command("cont"))
-        fds, ours = self._thaw_descriptors(frozen, share, taps, image)
+        fds, ours = self._thaw_descriptors(frozen, share, taps, image, files)
         held: list[int] = []
         try:
             held += [os.dup(tap) for tap in taps]
@@ -211,12 +217,13 @@ class Vm:
 
     @staticmethod
     def _thaw_descriptors(
-        frozen: Frozen, share: str, taps: Sequence[int], image: str
+        frozen: Frozen, share: str, taps: Sequence[int], image: str, files: Sequence[int]
     ) -> tuple[list[int], list[int]]:
         """What cloche-thaw finds behind the channels, the process last; those that are ours."""
         ours: list[int] = []
         try:
-            ours.append(os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            if not files:
+                ours.append(os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             # Past the image's end QEMU reads zeros.
             ours.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
             memory, process = frozen.open()
@@ -225,7 +232,7 @@ class Vm:
         except OSError:
             _close(ours)
             raise
-        return [*ours[:-1], *slots, process], [*ours, *idle]
+        return [*files, *ours[:-1], *slots, process], [*ours, *idle]
 
     def _give_thaw_up(self, why: str) -> None:
         """End a QEMU that does not come back; what was to be done otherwise is done then."""
@@ -446,6 +453,11 @@ def _new_console() -> Console:
     from cloche.vmm.console import Console  # whoever only forks a supervisor needs none
 
     return Console()
+
+
+def _numbers(first: int, files: Sequence[int]) -> tuple[int, int]:
+    """QEMU's numbers of both descriptors of a FilesSlot; -1 where there is none."""
+    return (first, first + 1) if files else (-1, -1)
 
 
 def _close(fds: Sequence[int]) -> None:
