@@ -28,6 +28,7 @@ SPECIFIED = [
 
 # A value that each refused field is refused for; `[]` in a path takes the first item.
 REFUSED: dict[str, object] = {
+    "linux.netDevices": {"eth0": {"name": "net0"}},
     "vm.hwConfig.deviceTree": "/tree",
     "vm.hwConfig.dtdevs": ["/soc/uart"],
     "vm.hwConfig.iomems": [{"firstMFN": 1, "nrMFNs": 2}],

@@ -118,7 +118,6 @@ class Request:
         return (
             self.glance.network == NEW_NETWORK
             and not self.glance.has_network_hooks
-            and not self.glance.net_devices
             and not self.user_network
         )
 
@@ -147,8 +146,6 @@ class Glance:
         # Kind of a namespace → the process of the host whose namespace is to be joined.
         self.joins: dict[str, int] = {}
         self.has_network_hooks = False
-        # Name of a network device of the host → its name in the container, or nothing.
-        self.net_devices: dict[str, str] = {}
         self.hooks: dict[str, list[dict[str, Any]]] = {}
         # The container's root, relative to the bundle, and its process's environment: for hooks.
         self.root_path = ""
@@ -169,8 +166,7 @@ class Glance:
         except (ValueError, TypeError, AttributeError, KeyError):
             _check(path)
             raise ConfigError(f"{path}: $: not usable") from None
-        # No name on the host may hold a NUL, and no device leaves the host for what cannot be.
-        if b"\\u0000" in data or self.net_devices:
+        if b"\\u0000" in data:  # no name on the host may hold one
             _check(path)
 
     def _look(self, config: dict[str, Any]) -> None:
@@ -189,8 +185,6 @@ class Glance:
             words = path.split("/")
             if words[:2] == ["", "proc"] and words[3:4] == ["ns"] and words[2].isdigit():
                 self.joins[kind] = int(words[2])
-        devices = linux.get("netDevices") or {}
-        self.net_devices = {name: _text((one or {}).get("name")) for name, one in devices.items()}
         hooks = config.get("hooks") or {}
         self.has_network_hooks = bool(hooks.get("prestart") or hooks.get("createRuntime"))
         self.hooks = {kind: each for kind, each in hooks.items() if each}

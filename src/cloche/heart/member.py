@@ -142,8 +142,6 @@ class Member(Container):
     def _refuse_what_the_vm_lacks(self) -> None:
         if self.config.vm is not None:
             refuse("$.vm", f"the VM is that of container {self.sandbox.request.id}")
-        if self.config.linux.net_devices:
-            refuse("$.linux.netDevices", f"the network is that of {self.sandbox.request.id}")
         if self.request.glance.disks:
             why = (
                 f"a block device of the host cannot be added to the VM of {self.sandbox.request.id}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from cloche.base import syscalls
-from cloche.base.errors import ClocheError, ConfigError
+from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
 from cloche.base.limits import explained, lift
 from cloche.base.loop import Loop
@@ -81,19 +81,6 @@ def _enter(request: Request) -> tuple[Share, list[Tap]]:
 
 
 def _enter_network(request: Request) -> bool:
-    """As _enter_namespace; devices of the host that are to be in there move along."""
-    if not request.glance.net_devices:
-        return _enter_namespace(request)
-    from cloche.host.net_devices import Mover
-
-    mover = Mover()
-    if not _enter_namespace(request):
-        raise ConfigError("$.linux.netDevices: the container has the host's own network")
-    mover.move(request.glance.net_devices)
-    return True
-
-
-def _enter_namespace(request: Request) -> bool:
     """Enter or make the container's network namespace; False when there is none of its own."""
     network = request.glance.network
     if network == HOST_NETWORK or request.user_network:

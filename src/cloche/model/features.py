@@ -55,7 +55,7 @@ def features() -> dict[str, object]:
             "selinux": {"enabled": False},
             "intelRdt": {"enabled": False, "schemata": False, "monitoring": False},
             "memoryPolicy": {"modes": list(MODES), "flags": list(MEMORY_FLAGS)},
-            "netDevices": {"enabled": True},
+            "netDevices": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"cloche.version": __version__},

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from cloche.model.oci import Capabilities, Config, Hook, Process
     from cloche.model.oci_linux import Linux
 
-_IFNAMSIZ = 16
 _MAX_NAME = 64  # __NEW_UTS_LEN of the kernel
 
 # Arguments and environment together: three quarters of the kernel's _STK_LIM (execve(2)). Each
@@ -159,7 +158,12 @@ def _check_linux(linux: Linux) -> None:
                 )
     _check_sysctl(linux)
     check_devices(linux.devices)
-    _check_net_devices(linux)
+    for name in linux.net_devices:
+        refuse(
+            f"$.linux.netDevices[{quoted(name)}]",
+            "an interface of the host cannot be moved into a VM",
+            "the VM gets what is in the network namespace that linux.namespaces names",
+        )
     check_resources(linux.resources)
     check_device_rules(linux.resources.devices)
     if linux.seccomp is not None:
@@ -170,24 +174,6 @@ def _check_linux(linux: Linux) -> None:
         check_memory_policy(linux.memory_policy)
     if linux.personality is not None:
         check_personality(linux.personality)
-
-
-def _check_net_devices(linux: Linux) -> None:
-    path = "$.linux.netDevices"
-    if linux.net_devices and not any(one.type == "network" for one in linux.namespaces):
-        refuse(path, "unable to move network devices without a private network namespace")
-    for name, device in linux.net_devices.items():
-        if not _is_device_name(name):
-            refuse(path, f"{quoted(name)} cannot name a network device")
-        # A %d stands for a number that the kernel finds.
-        if device.name and not _is_device_name(device.name.replace("%d", "0", 1)):
-            refuse(f"{path}[{quoted(name)}].name", f"{quoted(device.name)} cannot name one")
-
-
-def _is_device_name(name: str) -> bool:
-    """As dev_valid_name() of the kernel, and nothing that its name patterns take for more."""
-    fits = 0 < len(name.encode()) < _IFNAMSIZ and name not in (".", "..")
-    return fits and not any(sign in "/:%" or sign.isspace() for sign in name)
 
 
 def _check_sysctl(linux: Linux) -> None:
