@@ -104,3 +104,13 @@ def test_too_many_open_files_are() -> None:
     told = limits.explained(OSError(24, "too many open files"))
     assert told is not None
     assert "RLIMIT_NOFILE is too low" in told.message
+
+
+def test_without_memory_to_look_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(12, "cannot allocate memory")
+
+    monkeypatch.setattr(limits, "open", fails, raising=False)
+    told = limits.explained(MemoryError())
+    assert told is not None
+    assert str(told).startswith("out of memory (raise the hard limit")

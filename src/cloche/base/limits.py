@@ -8,7 +8,6 @@ used with less than it takes. On the start path: nothing is imported unless some
 from __future__ import annotations
 
 from cloche.base.errors import LimitError
-from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +49,14 @@ _NAMES = {
     AS: ("RLIMIT_AS", "MiB", "v", "AS"),
 }
 
-_CAUSES = {12: "out of memory", 27: "file too large", 11: "no process could be made"}
+# errno proper is one more module to import
+_EAGAIN, _ENOMEM, _EMFILE, _EFBIG = 11, 12, 24, 27
+_CAUSES = {
+    _ENOMEM: "out of memory",
+    _EFBIG: "file too large",
+    _EAGAIN: "no process could be made",
+}
+_SUSPECTS = {_ENOMEM: (AS, DATA), _EFBIG: (FSIZE,), _EAGAIN: (NPROC,)}
 
 
 def own_limits(pid: int = 0) -> list[tuple[int, int]]:
@@ -62,7 +68,7 @@ def own_limits(pid: int = 0) -> list[tuple[int, int]]:
         with open(f"/proc/{pid or 'self'}/limits", "rb", buffering=0) as file:
             lines = (file.read(4096) or b"").split(b"\n")
     except OSError as error:
-        raise explained(error) or error from None
+        raise (_too_many_files() if error.errno == _EMFILE else error) from None
     found = []
     for line in lines[1 : 1 + _COUNT]:  # a name of 25 columns, then soft, hard and the unit
         soft, hard = line[25:].split()[:2]
@@ -147,17 +153,23 @@ def _amount(value: int, unit: str) -> str:
 
 def explained(error: BaseException) -> LimitError | None:
     """The limit that a failure of the system points to; None for another failure."""
-    number = 12 if isinstance(error, MemoryError) else getattr(error, "errno", 0)  # ENOMEM
-    if number == 24:  # EMFILE
-        why = f"too many open files: RLIMIT_NOFILE is too low, {_START[NOFILE]} are needed"
-        return LimitError(why, hint=_hint(NOFILE))
-    suspects = {12: (AS, DATA), 27: (FSIZE,), 11: (NPROC,)}.get(number, ())  # EFBIG, EAGAIN
-    with suppress(OSError, LimitError, MemoryError):
-        limits = own_limits()
-        for resource in suspects:
-            if limits[resource][0] != INFINITY:
-                name, unit, _, _ = _NAMES[resource]
-                amount = _amount(limits[resource][0], unit)
-                why = f"{_CAUSES[number]}: {name} allows {amount}, which is too little"
-                return LimitError(why, hint=_hint(resource))
+    number = _ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", 0)
+    if number == _EMFILE:
+        return _too_many_files()
+    suspects = _SUSPECTS.get(number, ())
+    try:
+        limits = own_limits() if suspects else []
+    except (OSError, MemoryError):
+        return LimitError(_CAUSES[number], hint=_hint(suspects[0]))
+    for resource in suspects:
+        if limits[resource][0] != INFINITY:
+            name, unit, _, _ = _NAMES[resource]
+            amount = _amount(limits[resource][0], unit)
+            why = f"{_CAUSES[number]}: {name} allows {amount}, which is too little"
+            return LimitError(why, hint=_hint(resource))
     return None
+
+
+def _too_many_files() -> LimitError:
+    why = f"too many open files: RLIMIT_NOFILE is too low, {_START[NOFILE]} are needed"
+    return LimitError(why, hint=_hint(NOFILE))

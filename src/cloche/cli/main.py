@@ -115,7 +115,7 @@ def _told(error: Exception, verb: str) -> str:
         return f"{verb}: {told}"
     if isinstance(error, OSError):
         return f"{error.filename or verb}: {(error.strerror or str(error)).lower()}"
-    return f"{verb}: {error or 'out of memory'}"
+    return f"{verb}: {str(error) or 'out of memory'}"
 
 
 def _verb_of(args: list[str]) -> str:
