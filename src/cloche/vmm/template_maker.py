@@ -13,12 +13,12 @@ import zlib
 
 from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import read_text, write_atomically
-from cloche.base.loop import READ, Future, Loop, read_some
+from cloche.base.loop import READ, Future, Loop, Timer, read_some
 from cloche.vmm.files_slot import FilesSlot
 from cloche.vmm.integrity import MANIFEST
 from cloche.vmm.shape import MIB, Shape, is_identity_of
 from cloche.vmm.template import Template, load_template, template_image
-from cloche.vmm.trial import try_in_order, wait_for_boot
+from cloche.vmm.trial import INTERVAL_S, OwnTime, try_in_order, wait_for_boot
 from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
@@ -209,14 +209,27 @@ def sync(path: str) -> None:
 
 
 def wait(loop: Loop, vm: Vm, future: Future, seconds: float) -> None:
-    """Run *loop* until *future* of *vm* is complete; BootError when that takes too long."""
-    timer = loop.call_later(
-        seconds, lambda: future.fail(vm.failure(f"no answer after {seconds:.0f} s"))
-    )
+    """Run *loop* until *future* of *vm* is complete; BootError when that takes too long.
+
+    The *seconds* are QEMU's own: what is given up on a busy host would be gone for an hour.
+    """
+    own = OwnTime(vm.pid)
+    left = seconds
+    timers: list[Timer] = []
+
+    def look() -> None:
+        nonlocal left
+        left -= own.passed()
+        if left <= 0:
+            future.fail(vm.failure(f"no answer after {seconds:.0f} s"))
+        else:
+            timers[:] = [loop.call_later(min(left, INTERVAL_S), look)]
+
+    timers.append(loop.call_later(INTERVAL_S, look))
     try:
         loop.run_until(future)
     finally:
-        timer.cancel()
+        timers[0].cancel()
 
 
 def save(loop: Loop, vm: Vm, path: str) -> bytes:

@@ -31,7 +31,7 @@ SILENCE_S = 8.0
 LAST_SILENCE_S = 60.0
 # All of a boot takes 2 to 4 s; one that still goes on after so many silences only crawls.
 MOST_SILENCES = 8
-_INTERVAL_S = 0.1
+INTERVAL_S = 0.1
 TRIAL_MEMORY = 256
 
 
@@ -73,7 +73,7 @@ class _Watch:
         self._look_again()
 
     def _look_again(self) -> None:
-        self._timer = self._vm.loop.call_later(_INTERVAL_S, self._look)
+        self._timer = self._vm.loop.call_later(INTERVAL_S, self._look)
 
     def _look(self) -> None:
         vm, passed = self._vm, self._own.passed()
