@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def test_a_creation_whose_guest_falls_silent(cloche: Runtime, bundle: Bundle, fo
     assert cloche.leftovers() == []
 
 
+@each_start
+def test_a_creation_whose_qemu_is_stopped_as_it_starts(cloche: Runtime, bundle: Bundle) -> None:
+    """A frozen QEMU that does not go on gives way to another one after 15 s."""
+    name, null = cloche.new_id(), subprocess.DEVNULL
+    client = cloche.popen("create", "--bundle", bundle.save(), name, stdout=null, stderr=null)
+    found: list[int] = []
+    while not found and client.poll() is None:  # a few ms; every pause would miss the moment
+        found = [pid for pid, command in host.processes(cloche.root) if "qemu-system" in command]
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    if client.wait(60) != 0:
+        assert "its guest is silent: no answer for " in cloche.messages("error")[0]
+        assert cloche.leftovers() == []
+    cloche("delete", "--force", name)
+    assert cloche.leftovers() == []
+
+
 def test_a_start_whose_guest_is_silent(created: Container) -> None:
     with halted(created):
         message = created.runtime.fails("start", created.id)
@@ -205,7 +224,11 @@ def test_a_real_time_process_that_leaves_the_agent_nothing(
     """The guest's only processor is busy with something that comes before the agent."""
     privileged.process["scheduler"] = {"policy": "SCHED_FIFO", "priority": 99}
     off = "echo -1 >/proc/sys/kernel/sched_rt_runtime_us"
-    container = cloche.start(privileged.sh(f"{off}; echo up; while :; do :; done"))
+    spin = "trap 'while :; do :; done' USR1"  # not at once: its start is to be told of first
+    script = f"{off}; {spin}; echo up; while :; do sleep 0.1; done"
+    container = cloche.start(privileged.sh(script))
+    wait_until(lambda: container.output == "up", "the trap is set")
+    container.kill("USR1")
     message = cloche.fails("exec", container.id, "true", code=255)
     assert "its guest is silent: " in message
     assert "something in it keeps a processor busy" in message

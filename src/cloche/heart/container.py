@@ -7,9 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from cloche.base import syscalls
 from cloche.base.errors import ClocheError, ConfigError, StateError
-from cloche.heart.greeting import agent_mount
 from cloche.heart.news import OomNews
 from cloche.heart.process import SIGKILL, GuestProcess
 from cloche.heart.stdio import stdio_of
@@ -20,7 +18,7 @@ from cloche.model.oci import Config, Process, load_config
 from cloche.model.plan import Layout, compile_container, compile_process, host_sources
 from cloche.model.problems import refuse
 from cloche.model.state import CREATED, OCI_VERSION, PAUSED, State, process_start_time
-from cloche.vmm.argv import ROOT_SERIAL, disk_serial
+from cloche.vmm.argv import disk_serial
 from cloche.wire.messages import AgentError, TooLongError
 
 if TYPE_CHECKING:
@@ -33,12 +31,12 @@ if TYPE_CHECKING:
     from cloche.model.oci_linux import Resources
     from cloche.model.plan_mounts import Sources
 
+SIGHUP, SIGCONT = 1, 18  # signal proper makes enumerations of them all, 2 ms
+# A program that does not end of the hang-up is killed then: nobody else would.
+HANG_UP_S = 5.0
 IMAGE_ROOT = "/run/image"
 # Characters of it that are looked at: its source is any file that the bundle names.
 RESOLV_CONF_MOST = 65536
-# What the guest tries to mount an image as; erofs is only ever read.
-IMAGE_TYPES = ("ext4", "erofs")
-IMAGE_SCRATCH = "/run/scratch"
 IMAGE_MERGED = "/run/root"
 
 
@@ -170,45 +168,6 @@ class Container:
 
         return View(self.rootfs, os.path.join(self.request.directory, "view"))
 
-    def image_mounts(self) -> list[dict[str, Any]]:
-        """The image's block slot, and a writable overlay in the guest's memory over it."""
-        # The agent makes the overlay's folders: a mount of kind "dir" creates its target.
-        upper, work = f"{IMAGE_SCRATCH}/upper", f"{IMAGE_SCRATCH}/work"
-        layers = f"lowerdir={IMAGE_ROOT},upperdir={upper},workdir={work}"
-        return [
-            agent_mount("/dev/disk/cloche0", IMAGE_ROOT, "erofs", flags=1),
-            agent_mount("tmpfs", IMAGE_SCRATCH, "tmpfs", data="mode=0755"),
-            agent_mount("overlay", IMAGE_MERGED, "overlay", data=layers, folders=[upper, work]),
-        ]
-
-    async def mount_root_image(self) -> None:
-        """Mount the disk with its root; ConfigError when the guest finds no file system on it."""
-        flags = syscalls.MS_RDONLY if self.request.glance.root_readonly else 0
-        causes = []
-        for kind in IMAGE_TYPES:
-            mount = agent_mount(f"/dev/disk/{ROOT_SERIAL}", IMAGE_ROOT, kind, flags=flags)
-            try:
-                await self.sandbox.agent.call("mount", mount)
-            except AgentError as error:
-                causes.append(f"{kind} ({error.message})")
-            else:
-                return
-        refuse(
-            "$.vm.image",
-            f"the guest cannot mount it, neither as {' nor as '.join(causes)}",
-            "one whose VM was killed is mended by a start that may write to it",
-        )
-
-    async def close_root_image(self) -> None:
-        """Leave a clean file system behind: one that is only read cannot be mended later.
-
-        Made read-only, not unmounted: the kernel may take its time to let the last mount go.
-        """
-        if self.has_root_image and not self.sandbox.vm.exited.done:
-            flags = syscalls.MS_REMOUNT | syscalls.MS_RDONLY
-            with contextlib.suppress(ClocheError):  # everything in it is written back already
-                await self.sandbox.agent.call("mount", agent_mount("", IMAGE_ROOT, "", flags=flags))
-
     def _stdio(self) -> tuple[int, ...]:
         return stdio_of(self.request, self.config)
 
@@ -315,6 +274,13 @@ class Container:
             self.state.fields["status"] = status
             with contextlib.suppress(ClocheError):
                 self.state.save()
+
+    def hang_up(self) -> None:
+        """Its terminal is gone with the command in the foreground, which was killed."""
+        for number in (SIGHUP, SIGCONT):
+            self.init.signal(number)
+        loop = self.sandbox.loop
+        loop.call_later(HANG_UP_S, lambda: loop.start(self.kill(everything=False)))
 
     async def kill(self, *, everything: bool) -> None:
         """SIGKILL for its first process, or for all: whatever the guest does, that ends it.

@@ -9,8 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError, StateError
-from cloche.base.loop import READ, Loop
-from cloche.base.quick import suppress
+from cloche.base.loop import Loop
 from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal
@@ -194,10 +193,15 @@ class Sandbox:
     async def _create(self, container: Container, steps: list[Future]) -> None:
         """From a guest that was greeted to a container that waits for `start`."""
         if self.request.image:
-            steps += [self.agent.call("mount", mount) for mount in container.image_mounts()]
+            from cloche.heart import root_image
+
+            steps += [self.agent.call("mount", mount) for mount in root_image.layers()]
         if container.has_root_image:
+            from cloche.heart import root_image
+
             self.pulse.is_slow = True
-            await self._answered(*steps, self.loop.start(container.mount_root_image()))
+            mount = root_image.mount(self.agent, read_only=self.request.glance.root_readonly)
+            await self._answered(*steps, self.loop.start(mount))
         if self.request.glance.hooks:
             await self.parent.hooks_done()  # they may put an interface into the namespace
         network = self._network(container)
@@ -279,7 +283,9 @@ class Sandbox:
 
         self.vm.exited.on_done(lambda _: self._vm_ended())
         if self.request.foreground and self.request.glance.terminal:
-            self._watch_caller(container)
+            from cloche.heart.signals import watch_parent
+
+            watch_parent(self.loop, self.request.caller, container.hang_up)
         if container.init.terminal:
             # The engine may have set the size before anyone listened to SIGWINCH.
             container.init.resize(*container.init.size)
@@ -296,21 +302,6 @@ class Sandbox:
             container.init.complain(
                 f"cloche: network: {where}: refused (--host-loopback {port} lets it be reached)"
             )
-
-    def _watch_caller(self, container: Container) -> None:
-        """A caller that is killed takes its terminal along, as if that had been hung up."""
-
-        def gone(_: int = 0) -> None:
-            self.loop.unwatch(caller)
-            for number in (_signal.SIGHUP, _signal.SIGCONT):
-                container.init.signal(number)
-            kill = container.kill
-            self.loop.call_later(KILL_TIMEOUT_S, lambda: self.loop.start(kill(everything=False)))
-
-        caller = os.pidfd_open(os.getppid())
-        self.loop.watch(caller, READ, gone)
-        if os.getppid() != self.request.caller:
-            gone()
 
     def _follow_network(self, container: Container) -> None:
         """Networks come and go while the container runs (`docker network connect`)."""
@@ -388,8 +379,10 @@ class Sandbox:
         self.loop.call_later(KILL_TIMEOUT_S, lambda: self.vm.kill(why))
 
     async def _shut_down(self, container: Container) -> None:
-        with suppress(SilentError):
-            await self.pulse.guard(self.loop.start(container.close_root_image()))
+        if container.has_root_image:
+            from cloche.heart import root_image
+
+            await root_image.close(container)
         self.vm.kill()
         container.state.fields["status"] = STOPPED
         if self.control is not None:

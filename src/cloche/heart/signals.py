@@ -30,5 +30,21 @@ def watch_signals(loop: Loop, handler: Callable[[int], object]) -> None:
     loop.watch(read_end, READ, arrived)
 
 
+def watch_parent(loop: Loop, pid: int, gone: Callable[[], object]) -> None:
+    """Call *gone* once our parent has ended, which is process *pid*, or was."""
+    parent = os.pidfd_open(os.getppid())
+
+    def ended(_: int) -> None:
+        loop.unwatch(parent)
+        os.close(parent)
+        gone()
+
+    if os.getppid() == pid:
+        loop.watch(parent, READ, ended)
+    else:
+        os.close(parent)
+        gone()
+
+
 def _noted(number: int, frame: object) -> None:
     """Python writes the number to the wake-up descriptor before it calls this."""
