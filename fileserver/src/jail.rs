@@ -5,9 +5,9 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{Mode, OFlags, CWD};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, CWD};
 use rustix::io::Errno;
-use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
+use rustix::mount::{mount, mount_bind_recursive, unmount, MountFlags, UnmountFlags};
 
 use crate::sys;
 use crate::wire::Result;
@@ -109,12 +109,22 @@ pub fn leave_mounts() -> Result<()> {
 /// What is mounted below it later still arrives. Returns the folder.
 pub fn enter(folder: &str) -> Result<OwnedFd> {
     let hold = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    if !is_mounted(folder)? {
+        mount_bind_recursive(folder, folder)?; // a root has to be one: that of a rehearsal is not
+    }
     let root = rustix::fs::openat(CWD, folder, hold, Mode::empty())?;
     // pivot_root(2) takes names only; the working directory is needed for both.
     rustix::process::chdir(folder)?;
     rustix::process::pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     Ok(root)
+}
+
+/// Whether something is mounted at that very folder.
+fn is_mounted(folder: &str) -> Result<bool> {
+    let wanted = StatxFlags::BASIC_STATS;
+    let stat = rustix::fs::statx(CWD, folder, AtFlags::empty(), wanted)?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Gives up all capabilities and system calls that are not needed.

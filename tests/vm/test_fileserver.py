@@ -175,6 +175,11 @@ def test_each_way_to_start(
         "cat /data/file; head -c 3000000 /dev/zero >/data/big; wc -c </data/big; rm /data/big"
     )
     assert runtime.run(bundle).lines == ["from the host", "3000000"]
+    if how == "thawed":
+        # A first start makes the frozen QEMU, and says so; the second one has it.
+        runtime.log.unlink(missing_ok=True)
+        assert runtime.run(bundle).lines == ["from the host", "3000000"]
+        assert runtime.messages("warning") == []
     runtime.clean_up()
 
 
