@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from cloche.heart.blame import explained, explained_exec
-from cloche.model.oci import Config, load_config
+from cloche.model.oci import Config, Mount, load_config
 from cloche.wire.answers import AgentFailure
 from cloche.wire.messages import AgentError
 
@@ -92,3 +93,14 @@ def test_a_folder_for_devices_is_theirs(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, raw))
     error = explained(failure("mkdir", "/opt/x", 20), config)
     assert error.message == "$.linux.devices[0]: it says"
+
+
+def test_a_mount_that_is_part_of_another_one_has_no_place_in_the_plan(config: Config) -> None:
+    """The guest counts the mounts that it was given; the config has one more before that."""
+    mounts = (
+        Mount("/sys/fs/cgroup", "cgroup", "cgroup"),
+        Mount("/sys/fs/cgroup/systemd", "bind", "/sys/fs/cgroup/systemd", ("bind",)),
+        Mount("/data", "nothing", "nothing"),
+    )
+    told = explained(failure("mount", "mounts[1]", 19), replace(config, mounts=mounts))
+    assert told.message.startswith("$.mounts[2].type: ")

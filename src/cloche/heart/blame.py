@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloche.base.errors import GuestError
 from cloche.model.cgroup import RESOURCES, field_of
 from cloche.model.mounts import parse_options
+from cloche.model.plan_mounts import planned_mounts
 from cloche.model.problems import quoted
 from cloche.model.rlimits import RLIMITS
 from cloche.model.validate import sysctl_path
@@ -89,14 +90,16 @@ def _of_process(error: AgentError, process: Process, path: str) -> str:
 
 
 def _of_mounts(error: AgentError, config: Config) -> str:
-    """The agent says which mount by its place, which is that in the config."""
+    """The agent says which mount by its place in the plan."""
     name, _, number = error.object.rstrip("]").partition("[")
     is_number = (
         number.isascii() and number.isdigit() and len(number) < 6
     )  # the guest is not trusted
-    if name != "mounts" or not is_number or int(number) >= len(config.mounts):
+    places = [index for index, _ in planned_mounts(config)]
+    if name != "mounts" or not is_number or int(number) >= len(places):
         return ""
-    mount, path = config.mounts[int(number)], f"$.mounts[{number}]"
+    place = places[int(number)]
+    mount, path = config.mounts[place], f"$.mounts[{place}]"
     if error.step == "mount target":
         return f"{path}.destination"
     if error.errno == ENODEV:

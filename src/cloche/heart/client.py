@@ -139,7 +139,36 @@ class Client:
 
 
 def _is_there(state: State) -> bool:
-    """Whether a supervisor is there and answers, or there is none any longer."""
+    """Whether a supervisor is there and answers, or there is none any longer.
+
+    One that others keep from a processor, on a busy host or in an idle cgroup, is there.
+    """
+    pid = supervisor_of(state.root, state.id)
+    before = _ran(pid)
+    return _answers(state) or (before is not None and _is_kept_waiting(pid, before))
+
+
+def _ran(pid: int) -> int | None:
+    """The ns that process *pid* has had a processor; None where the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _is_kept_waiting(pid: int, before: int) -> bool:
+    """Whether *pid* wants a processor, and had one for less than half of the last DEAF_S."""
+    now = _ran(pid)
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            wants = file.read().rpartition(")")[2].split()[0] == "R"
+    except (OSError, IndexError):
+        return True  # it has ended: the next read tells
+    return wants and now is not None and now - before < DEAF_S * 500_000_000
+
+
+def _answers(state: State) -> bool:
     try:
         connection = _connected(state.directory, DEAF_S)
     except BlockingIOError:

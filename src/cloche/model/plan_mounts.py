@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
@@ -154,13 +154,9 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
     """All mounts in order; *sources* as of host_sources."""
     by_index = {bind.index: bind for bind in sources.binds}
     memory = {shm.index: shm for shm in sources.shm}
-    views = cgroup_mounts(config.mounts)
     plan = []
     is_locked = any(namespace.type == "user" for namespace in config.linux.namespaces)
-    for index, each in enumerate(config.mounts):
-        mount = views.get(index, each)
-        if mount is None:
-            continue
+    for index, mount in planned_mounts(config):
         if index in by_index:
             plan.append(_bind(mount, by_index[index], layout, is_locked=is_locked))
         elif index in memory:
@@ -171,6 +167,15 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
         if _is_written_to(made):
             made |= {"flags": cast("int", made["flags"]) & ~MS_RDONLY, "read_only_last": True}
     return plan
+
+
+def planned_mounts(config: Config) -> Iterator[tuple[int, Mount]]:
+    """The mounts as they are carried out, each with its index in config.mounts."""
+    views = cgroup_mounts(config.mounts)
+    for index, each in enumerate(config.mounts):
+        mount = views.get(index, each)
+        if mount is not None:
+            yield index, mount
 
 
 def is_of_guest(mount: Mount, config: Config) -> bool:

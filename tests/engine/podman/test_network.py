@@ -12,7 +12,7 @@ from engine.dockerd import wait_until
 from .client import Podman
 from .scene import IMAGE
 
-GET = "timeout 5 busybox wget -q -O -"  # wget -T crashes in Debian 12's busybox-static
+GET = "timeout 60 busybox wget -q -O -"  # wget -T crashes in Debian 12's busybox-static
 
 
 def test_none(podman: Podman) -> None:
@@ -30,7 +30,7 @@ def test_default_bridge(podman: Podman, mode: str) -> None:
     assert f"{settings['IPAddress']}/{settings['IPPrefixLen']}" in shown
     assert settings["MacAddress"] in shown
     assert f"default via {settings['Gateway']}" in podman.sh(name, "ip route")
-    podman.sh(name, f"ping -c 1 -W 5 {settings['Gateway']}")
+    podman.sh(name, f"ping -c 1 -W 60 {settings['Gateway']}")
 
 
 def test_names(podman: Podman) -> None:

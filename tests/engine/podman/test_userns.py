@@ -44,4 +44,4 @@ def test_network(podman: Podman) -> None:
     shown = podman.sh(name, script).splitlines()
     assert f"{settings['IPAddress']}/{settings['IPPrefixLen']}" in shown[0]
     assert shown[1] == "1400"
-    podman.sh(name, f"ping -c 1 -W 5 {settings['Gateway']}")
+    podman.sh(name, f"ping -c 1 -W 60 {settings['Gateway']}")
