@@ -100,7 +100,7 @@ def _make(
 def _put(made: str, target: str) -> None:
     """Have *made* take the place of *target*; frozen QEMUs in that have a memory of their own."""
     for entry in os.scandir(target) if os.path.isdir(target) else []:
-        if entry.is_dir() or entry.is_symlink():
+        if entry.is_dir():  # or a link to one
             os.rename(entry.path, os.path.join(made, entry.name))
     shutil.rmtree(target, ignore_errors=True)
     os.rename(made, target)
