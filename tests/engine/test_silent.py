@@ -11,6 +11,7 @@ import pytest
 from .client import Docker
 from .dockerd import wait_until
 from .image import IMAGE
+from .patience import PATIENCE_SECONDS
 
 pytestmark = pytest.mark.vm_only
 
@@ -47,7 +48,7 @@ def test_what_asks_the_guest_says_why_it_fails(docker: Docker, halted: str) -> N
 def test_stop(docker: Docker, halted: str) -> None:
     stop = docker.popen("stop", "-t", "2", halted)
     assert docker.state(halted)["Status"] in ("running", "exited")  # inspect does not wait for it
-    stop.communicate(timeout=60)
+    stop.communicate(timeout=PATIENCE_SECONDS)
     assert stop.returncode == 0
     assert (docker.state(halted)["Status"], docker.state(halted)["ExitCode"]) == ("exited", 137)
     docker("rm", halted)
@@ -56,7 +57,7 @@ def test_stop(docker: Docker, halted: str) -> None:
 def test_stop_while_a_command_waits(docker: Docker, halted: str) -> None:
     waiting = docker.popen("exec", halted, "true")
     docker("stop", "-t", "2", halted)
-    waiting.communicate(timeout=60)
+    waiting.communicate(timeout=PATIENCE_SECONDS)
     assert docker.state(halted)["Running"] is False
 
 
@@ -64,7 +65,7 @@ def test_stop_while_a_command_waits(docker: Docker, halted: str) -> None:
 def test_kill_and_rm(docker: Docker, halted: str, command: tuple[str, ...]) -> None:
     docker(*command, halted)
     if command == ("kill",):
-        wait_until(lambda: docker.state(halted)["Running"] is False, "it has ended", 30)
+        wait_until(lambda: docker.state(halted)["Running"] is False, "it has ended")
     else:
         assert "No such" in docker("inspect", halted, code=1).stderr
 
@@ -74,7 +75,7 @@ def test_one_that_goes_on(docker: Docker) -> None:
     qemu = halt(docker, name)
     assert "its guest is silent" in said(docker, "exec", name, "true")
     os.kill(qemu, signal.SIGCONT)
-    wait_until(lambda: docker("exec", name, "true", code=None).code == 0, "it is back", 30)
+    wait_until(lambda: docker("exec", name, "true", code=None).code == 0, "it is back")
     docker("pause", name)
     docker("unpause", name)
     assert docker.sh(name, "echo fine") == "fine"

@@ -218,6 +218,10 @@ def reading(slow: Image) -> Iterator[int]:
     os.waitpid(pid, 0)  # it is ours, being an orphan (see conftest.program)
 
 
+def _open_files(proc: Path) -> set[str]:
+    return {os.readlink(proc / "fd" / name) for name in os.listdir(proc / "fd")}
+
+
 @pytest.mark.usefixtures("program")
 def test_it_has_nothing_of_its_caller(slow: Image, reading: int) -> None:
     proc = Path(f"/proc/{reading}")
@@ -225,8 +229,7 @@ def test_it_has_nothing_of_its_caller(slow: Image, reading: int) -> None:
     assert os.getpriority(os.PRIO_PROCESS, reading) == 19
     assert os.getsid(reading) != os.getsid(0)
     assert os.readlink(proc / "cwd") == "/"
-    targets = {os.readlink(proc / "fd" / name) for name in os.listdir(proc / "fd")}
-    assert targets <= {os.devnull, slow.folder}
+    wait_until(lambda: _open_files(proc) <= {os.devnull, slow.folder}, "it has no other file")
     roots = [line.split(":", 2)[2] for line in (proc / "cgroup").read_text().splitlines()]
     assert {*roots} == {"/"}
 

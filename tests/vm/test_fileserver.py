@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from engine.patience import PATIENCE_SECONDS
+
 from .bundles import Bundle
 from .runtime import Container, Runtime
 
@@ -46,7 +48,7 @@ def seen(
         bundle.capabilities(*(f"CAP_{each}" for each in (*names, *more)))
         bundle.args("python3", "/checks.py", "/data")
         container = runtime.start(bundle)
-        assert container.wait(280) == 0, container.output
+        assert container.wait(PATIENCE_SECONDS) == 0, container.output
         results.append(json.loads(container.out.read_text()))
         runtime.clean_up()
     shutil.rmtree(directory)

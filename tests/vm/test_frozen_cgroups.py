@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cloche.host.cgroup import hierarchies
+from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
 from .runtime import Container, Runtime
@@ -88,7 +89,7 @@ def test_a_verb_does_not_wait_for_a_frozen_supervisor(running: Container) -> Non
         # Its standard streams are on their way to it: nobody is to wait for the end of those here.
         null = subprocess.DEVNULL
         client = running.runtime.popen("exec", running.id, "true", stdout=null, stderr=null)
-        assert client.wait(60) == 255
+        assert client.wait(PATIENCE_SECONDS) == 255
         (message,) = running.runtime.messages("error")
         assert "does not answer: it is stopped, or its cgroup is frozen" in message
     assert running.sh("echo fine").output == "fine"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -78,7 +79,7 @@ def test_resume(disk: Disk, ticking: Container) -> None:
     disk.empty()
     cloche("resume", ticking.id)
     assert ticking.status == "running"
-    assert client.communicate(timeout=60)[0] == b"hello\n"
+    assert client.communicate(timeout=PATIENCE_SECONDS)[0] == b"hello\n"
 
 
 def test_what_writes_no_state(disk: Disk, ticking: Container) -> None:
@@ -125,7 +126,7 @@ def test_a_container_of_a_pod_that_cannot_be_kept(
     # Nothing of it is left in the guest: the name can be had again.
     null = subprocess.DEVNULL
     again = cloche.popen("create", "--bundle", bundle.save(), name, stdout=null, stderr=null)
-    assert again.wait(60) == 0
+    assert again.wait(PATIENCE_SECONDS) == 0
     cloche("delete", "--force", name)
 
 
@@ -142,6 +143,6 @@ def test_a_pid_file_that_cannot_be_written(
     null = subprocess.DEVNULL
     command = (verb, *flags, "--pid-file", file, "--bundle", bundle.save(), container_id)
     client = runtime.popen(*command, stdout=null, stderr=null)
-    assert client.wait(60) == 1
+    assert client.wait(PATIENCE_SECONDS) == 1
     wait_until(lambda: not (runtime.root / container_id).exists(), "the container has gone")
     wait_until(lambda: host.processes(runtime.root) == [], "no process is left")

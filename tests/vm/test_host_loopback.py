@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloche.model.config import load_settings
+from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
 from .runtime import Runtime
@@ -125,11 +126,11 @@ def test_other_hosts_are_reached(cloche: Runtime, bundle: Bundle) -> None:
         port = server.getsockname()[1]
         words = ("do", bundle.rootfs, "sh", "-c", f"echo hello | nc {own} {port}")
         process = cloche.popen(*words)
-        server.settimeout(60)
+        server.settimeout(PATIENCE_SECONDS)
         connection, _ = server.accept()
         with connection:
             assert connection.recv(100) == b"hello\n"
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_SECONDS) == 0
 
 
 UNDER_A_LISTENER = """
@@ -148,7 +149,9 @@ def test_where_nobody_can_be_asked(cloche: Runtime, bundle: Bundle, server: Serv
     def under_a_listener(*flags: str) -> subprocess.CompletedProcess[str]:
         words = [*cloche.argv, "do", *flags, str(bundle.rootfs), "sh", "-c", server.fetch]
         argv = [sys.executable, "-c", UNDER_A_LISTENER, *words]
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        )
 
     cloche("do", bundle.rootfs, "true")
     templates = Path(load_settings().templates)

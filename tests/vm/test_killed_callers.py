@@ -33,7 +33,7 @@ def lives(data: Path) -> bool:
     beat = data / "beat"
     before = beat.read_text() if beat.exists() else ""
     try:
-        wait_until(lambda: beat.exists() and beat.read_text() not in ("", before), "a beat", 5)
+        wait_until(lambda: beat.exists() and beat.read_text() not in ("", before), "a beat")
     except AssertionError:
         return False
     return True
@@ -58,7 +58,7 @@ def test_run_on_a_terminal(
         terminal.expect("up")
         assert lives(data)
         os.kill(terminal._pid, signal.SIGKILL)
-        wait_until((data / "hup").exists, "the program was told", 20)
+        wait_until((data / "hup").exists, "the program was told")
         wait_until(lambda: not lives(data), "the program has ended")
         wait_until(lambda: status(runtime, container_id) == "stopped", "the container has, too")
     runtime("delete", container_id)
@@ -74,7 +74,7 @@ def test_a_program_that_does_not_care_for_its_terminal(
     with cloche.terminal("run", "--bundle", beating.save(), container_id) as terminal:
         terminal.expect("up")
         os.kill(terminal._pid, signal.SIGKILL)
-        wait_until(lambda: status(cloche, container_id) == "stopped", "it has been killed", 30)
+        wait_until(lambda: status(cloche, container_id) == "stopped", "it has been killed")
     assert host.processes(cloche.root) == []
 
 
@@ -87,7 +87,7 @@ def test_run_without_a_terminal_leaves_the_container_running(
     null = subprocess.DEVNULL
     command = ("run", "--bundle", beating.sh(BEAT).save(), container_id)
     client = runtime.popen(*command, stdout=null, stderr=null)
-    wait_until((data / "beat").exists, "the program runs", 30)
+    wait_until((data / "beat").exists, "the program runs")
     client.kill()
     client.wait()
     assert lives(data)
@@ -106,20 +106,20 @@ def test_exec(
     container = runtime.start(beating.args("sleep", "1000"))
     if terminal:
         with runtime.terminal("exec", "-t", container.id, "sh", "-c", BEAT) as client:
-            wait_until((data / "beat").exists, "the program runs", 30)
+            wait_until((data / "beat").exists, "the program runs")
             os.kill(client._pid, signal.SIGKILL)
-            wait_until(lambda: not lives(data), "the program has ended", 20)
+            wait_until(lambda: not lives(data), "the program has ended")
     else:
         null = subprocess.DEVNULL
         command = ("exec", container.id, "sh", "-c", BEAT)
         process = runtime.popen(*command, stdout=null, stderr=null)
-        wait_until((data / "beat").exists, "the program runs", 30)
+        wait_until((data / "beat").exists, "the program runs")
         process.kill()
         process.wait()
         if name == "runc":
             assert lives(data)
         else:
-            wait_until(lambda: not lives(data), "the program has ended", 20)
+            wait_until(lambda: not lives(data), "the program has ended")
     container.kill("KILL")
     wait_until(lambda: has_ended(container), "the container has ended")
 

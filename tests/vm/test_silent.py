@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from engine.dockerd import wait_until
+from engine.patience import PATIENCE_SECONDS
 
 from . import host
 from .bundles import Bundle
@@ -53,7 +54,7 @@ def outcomes(container: Container, verbs: dict[str, tuple[str, ...]]) -> dict[st
     clients = {name: container.runtime.popen(*each) for name, each in words.items()}
     found = {}
     for name, client in clients.items():
-        _, error = client.communicate(timeout=60)
+        _, error = client.communicate(timeout=PATIENCE_SECONDS)
         found[name] = client.returncode, error.decode()
     return found
 
@@ -127,7 +128,7 @@ def test_a_creation_whose_qemu_is_stopped_as_it_starts(cloche: Runtime, bundle: 
     for pid in found:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGSTOP)
-    if client.wait(60) != 0:
+    if client.wait(PATIENCE_SECONDS) != 0:
         assert "its guest is silent: no answer for " in cloche.messages("error")[0]
         assert cloche.leftovers() == []
     cloche("delete", "--force", name)
@@ -173,14 +174,14 @@ def test_an_exec_lets_go_of_its_output(running: Container) -> None:
     """Whoever reads to the end of it must not wait for the guest."""
     with halted(running):
         client = running.runtime.popen("exec", running.id, "echo", "hello")
-        output, _ = client.communicate(timeout=60)
+        output, _ = client.communicate(timeout=PATIENCE_SECONDS)
         assert (client.returncode, output) == (255, b"")
 
 
 def test_kill_works_on_a_guest_not_yet_known_as_silent(running: Container) -> None:
     with halted(running):
         client = running.runtime.popen("kill", running.id, "KILL")
-        assert (client.wait(60), client.communicate()[1]) == (0, b"")
+        assert (client.wait(PATIENCE_SECONDS), client.communicate()[1]) == (0, b"")
         assert running.wait() == 137
     assert "cloche: VM: killed" in running.err.read_text()
     assert "memory" not in running.err.read_text()
@@ -194,7 +195,7 @@ def test_a_run_ends_with_its_silent_guest_killed(cloche: Runtime, bundle: Bundle
     assert client.stdout.readline() == b"up\n"
     os.kill(host.qemu_of(cloche.root, name), signal.SIGSTOP)
     cloche("kill", name, "KILL")
-    assert client.wait(60) == 137
+    assert client.wait(PATIENCE_SECONDS) == 137
     assert cloche.leftovers() == []
 
 

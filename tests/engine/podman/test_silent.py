@@ -30,7 +30,7 @@ def test_exec(podman: Podman, halted: str) -> None:
 
 def test_stop(podman: Podman, halted: str) -> None:
     podman("stop", "-t", "2", halted)
-    wait_until(lambda: podman.inspect(halted)["State"]["Status"] == "exited", "it has ended", 30)
+    wait_until(lambda: podman.inspect(halted)["State"]["Status"] == "exited", "it has ended")
     podman("rm", halted)
 
 
@@ -38,6 +38,6 @@ def test_stop(podman: Podman, halted: str) -> None:
 def test_kill_and_rm(podman: Podman, halted: str, command: tuple[str, ...]) -> None:
     podman(*command, halted)
     if command == ("kill",):
-        wait_until(lambda: podman.inspect(halted)["State"]["Status"] == "exited", "ended", 30)
+        wait_until(lambda: podman.inspect(halted)["State"]["Status"] == "exited", "ended")
     else:
         assert podman("inspect", halted, code=None).code != 0
