@@ -248,6 +248,7 @@ def test_it_shares_the_frozen_pages_with_its_siblings(cloche: Runtime, bundle: B
 
 
 def test_two_at_once_are_two(cloche: Runtime, bundle: Bundle) -> None:
+    cloche.env["CLOCHE_RANDOMIZE"] = "on"  # by default not with every QEMU, see test_randomize
     del bundle.config["hostname"]
     spaces = bundle.linux["namespaces"]
     # Without these the guest's own are seen.
