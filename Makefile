@@ -17,7 +17,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
 RUN_PACKAGES := qemu-system-x86 iproute2 kmod zstd xz-utils python3 python3-venv
 IMAGE_PACKAGES := busybox-static skopeo umoci erofs-utils golang-github-containers-common
 BUILD_PACKAGES := ca-certificates gcc libc6-dev libseccomp-dev python3-dev
-KERNEL_PACKAGES := make gcc binutils flex bison bc libelf-dev perl xz-utils
+KERNEL_PACKAGES := make gcc binutils flex bison bc libelf-dev perl xz-utils kmod
 # The docker command is in docker.io until Debian 12, and in docker-cli from 13 on. Netavark calls
 # nft there, and iptables before.
 DOCKER_PACKAGES := docker.io/dockerd docker-cli?/docker containerd/containerd runc/runc iptables

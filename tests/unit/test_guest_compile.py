@@ -14,6 +14,7 @@ from cloche.guest import compile as own
 from cloche.guest.build import build_guest, guest_is_stale, remove_unused
 from cloche.guest.kernel import (
     BUILT,
+    BUILT_ROOT,
     REQUIRED_CONFIG,
     built_kernel,
     check_config,
@@ -36,7 +37,11 @@ def source_tree(folder: Path, release: str = "6.1.192-cloche") -> Path:
     (folder / "vmlinux").write_bytes(elf_kernel(release=release))
     (folder / ".config").write_text("".join(f"{name}=y\n" for name in REQUIRED_CONFIG))
     names = [f"kernel/drivers/{want.name}.ko" for want in WANTED]
-    (folder / "modules.builtin").write_text("\n".join(names) + "\n")
+    modules = folder / BUILT_ROOT / "lib" / "modules" / release
+    (modules / "kernel" / "net").mkdir(parents=True)
+    (modules / "modules.builtin").write_text("\n".join(names) + "\n")
+    (modules / "modules.dep").write_text("kernel/net/bridge.ko:\n")
+    (modules / "kernel" / "net" / "bridge.ko").write_bytes(b"code")
     return folder
 
 
@@ -60,6 +65,7 @@ def test_an_own_kernel_comes_before_the_distributions(tmp_path: Path) -> None:
     assert kernel.directory == tmp_path / "kernels" / f"6.1.192-cloche+{BUILT}"
     assert load_kernel(kernel.directory) == kernel == built_kernel(tmp_path)
     assert find_kernel(tmp_path) == kernel
+    assert (kernel.modules / "kernel/net/bridge.ko").read_bytes() == b"code"
 
 
 def test_the_configured_kernel_comes_before_an_own_one(tmp_path: Path) -> None:

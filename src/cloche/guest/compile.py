@@ -2,8 +2,8 @@
 
 What the distribution's kernel has for every machine, and a guest never uses, costs each start:
 under TCG every block of code that runs is translated first, and with KVM it is memory that every
-VM maps. kernel.config names what a guest needs; everything else is left out, and nothing is a
-module.
+VM maps. kernel.config names what a guest needs; everything else is left out. What few containers
+use is a module, which costs nothing until something asks for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cloche.base.errors import ClocheError
-from cloche.guest.kernel import BUILT, Kernel, check_config, install_built
+from cloche.guest.kernel import BUILT, BUILT_ROOT, Kernel, check_config, install_built
 from cloche.guest.package import KernelPackage, candidate_source, fetch_package
 from cloche.guest.report import Report
 from cloche.guest.tools import explained_os_errors, find_tool, run_tool, tool_failure
@@ -37,6 +37,7 @@ _TOOLS = {
     "perl": "perl",
     "xz": "xz-utils",
     "tar": "tar",
+    "depmod": "kmod",
 }
 _HEADERS = {"gelf.h": "libelf-dev"}
 # Source and objects, MiB.
@@ -62,7 +63,7 @@ def build_kernel(data_root: Path, report: Report) -> Kernel:
         for name in configure(tree, FRAGMENT.read_text()):
             report.note(f"{source.name} does not know {name}, or not with the others")
         check_config((tree / ".config").read_text(), source.release)
-        _make_vmlinux(tree, report)
+        _make(tree, report)
         return install_built(data_root, tree, origin_of(source))
 
 
@@ -175,10 +176,22 @@ def lost_options(fragment: str, config: str) -> list[str]:
     return [line for line in asked if line not in have]
 
 
-def _make_vmlinux(tree: Path, report: Report) -> None:
+def _make(tree: Path, report: Report) -> None:
+    """Compile kernel and modules; these are put into BUILT_ROOT below *tree*, without symbols."""
     jobs = len(os.sched_getaffinity(0))
     report.step(f"Compiling the kernel with {jobs} processors")
-    argv = [find_tool("make", "to compile a kernel"), f"-j{jobs}", "vmlinux"]
+    make = find_tool("make", "to compile a kernel")
+    _run_make([make, f"-j{jobs}", "vmlinux", "modules"], tree, report)
+    report.step("Collecting its modules")
+    settings = [
+        f"INSTALL_MOD_PATH={tree / BUILT_ROOT}",
+        "INSTALL_MOD_STRIP=1",
+        f"DEPMOD={find_tool('depmod', 'to find the modules dependencies')}",
+    ]
+    _run_make([make, *settings, "modules_install"], tree, report)
+
+
+def _run_make(argv: list[str], tree: Path, report: Report) -> None:
     environment = {
         **os.environ,
         "LC_ALL": "C.UTF-8",

@@ -30,6 +30,8 @@ _DEPMOD_FILES = ("modules.dep", "modules.builtin", "modules.softdep", "modules.a
 _FORMAT = 1
 # The kind of kernel that `cloche kernel build` makes.
 BUILT = "built"
+# Where its modules are installed, below the source.
+BUILT_ROOT = "cloche.root"
 
 # What a kernel must have built in for a guest to come up and hold containers.
 REQUIRED_CONFIG = {
@@ -248,10 +250,7 @@ def install_built(data_root: Path, tree: Path, origin: Mapping[str, object]) -> 
     image = tree / "vmlinux"
     release = kernel_release(image.read_bytes(), str(image))
     shutil.copyfile(tree / ".config", tree / f"config-{release}")
-    modules = tree / "cloche.modules"
-    modules.mkdir()
-    (modules / "modules.dep").touch()  # everything is built in
-    shutil.copyfile(tree / "modules.builtin", modules / "modules.builtin")
+    modules = tree / BUILT_ROOT / "lib" / "modules" / release
     before = built_kernel(data_root)
     kernel = _install(data_root, f"{release}+{BUILT}", image, modules, origin)
     if before is not None and before.directory != kernel.directory:
