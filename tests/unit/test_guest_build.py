@@ -308,3 +308,16 @@ def test_the_start_path_imports_little() -> None:
     loaded = set(done.stdout.split())
     assert "cloche.guest.guest" in loaded
     assert loaded.isdisjoint({"pathlib", "typing", "dataclasses", "subprocess", "hashlib"})
+
+
+def test_one_containers_kernel_of_the_same_bytes_is_not_everybodys(
+    data: Path, guest: Guest, agent: str, tmp_path: Path
+) -> None:
+    """Else all starts would need a kernel that may be gone with that container."""
+    other = unpacked_kernel(tmp_path / "other")
+    again = load_kernel(other)
+    assert again is not None
+    assert build_guest(data, again, agent, current=False).key == guest.key
+    found = current_guest(data)
+    assert found is not None
+    assert found.manifest == guest.manifest

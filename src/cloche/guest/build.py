@@ -72,6 +72,8 @@ def build_guest(
                 _link_or_copy(kernel.vmlinux, work / "vmlinux")
                 (work / "initramfs").write_bytes(initramfs)
                 _write_manifest(work, manifest)
+        elif not current:
+            return made  # where it is from is for those to say whose current one it is
         elif made.manifest != manifest:
             _write_manifest(directory, manifest)
         if current:
