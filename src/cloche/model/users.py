@@ -11,6 +11,7 @@ import posixpath
 from typing import TYPE_CHECKING, cast
 
 from cloche.base.syscalls import MS_RDONLY
+from cloche.model.cgroup_mounts import CGROUP_TYPES
 from cloche.model.mounts import parse_options
 from cloche.model.problems import quoted, refuse
 
@@ -82,7 +83,7 @@ def cgroup_owner(config: Config) -> dict[str, object]:
     linux = config.linux
     has_own = any(namespace.type == "cgroup" for namespace in linux.namespaces)
     is_writable = any(
-        mount.type in ("cgroup", "cgroup2")
+        mount.type in CGROUP_TYPES
         and posixpath.normpath(mount.destination) == "/sys/fs/cgroup"
         and not parse_options(mount.options).flags & MS_RDONLY
         for mount in config.mounts
