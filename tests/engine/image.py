@@ -11,6 +11,9 @@ from .client import Docker
 IMAGE = "busybox"
 USER_ID = 1000
 EXTRA_GROUP_ID = 2000
+INTERFACES = "cd /sys/class/net && echo *"
+"""A script that names the interfaces there are. Its one look is at the folder: ``ls`` looks at each
+entry as well, and fails if one goes in between."""
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "busybox-image"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from .client import Docker, host_path
 from .dockerd import GATEWAY, Dockerd, wait_until
-from .image import IMAGE
+from .image import IMAGE, INTERFACES
 from .patience import PATIENCE_SECONDS
 
 SERVE = "echo {0} > /index.html; exec httpd -f -p 80 -h /"
@@ -223,7 +223,7 @@ def test_two_networks(docker: Docker) -> None:
 
 
 def _interfaces(docker: Docker, name: str) -> list[str]:
-    return docker.sh(name, "ls /sys/class/net").split()
+    return docker.sh(name, INTERFACES).split()
 
 
 def _has(docker: Docker, name: str, *interfaces: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from engine.dockerd import wait_until
+from engine.image import INTERFACES
 
 from .client import Podman
 from .scene import IMAGE
@@ -65,7 +66,7 @@ def test_a_network_comes_and_goes_while_the_container_runs(podman: Podman) -> No
     wait_until(lambda: fetch(address) == "served", f"{name} reaches {second}")
     podman("network", "disconnect", second, name)
     wait_until(
-        lambda: podman.sh(name, "ls /sys/class/net").split() == ["eth0", "lo"],
+        lambda: podman.sh(name, INTERFACES).split() == ["eth0", "lo"],
         f"{name} has left {second}",
     )
 
