@@ -8,6 +8,9 @@ PY := $(VENV)/bin/python
 # Debian's python3, not one that happens to be first in PATH: users have this one.
 SYSTEM_PYTHON ?= /usr/bin/python3
 AGENT := agent/target/release/cloche-agent
+CRATES := agent preload thaw fileserver
+# $(call in_crates,COMMAND): cargo COMMAND in each of them, until one fails.
+in_crates = for crate in $(CRATES); do (cd $$crate && "$$(../tools/cargo)" $(1)) || exit 1; done
 
 # What `su` leaves out of root's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/local/bin:/usr/sbin:/sbin
@@ -66,10 +69,7 @@ docker-deps:
 .PHONY: agent
 agent: ## build the guest agent, what QEMU needs beside (preload, thaw), and the file server
 	@echo "== building the guest agent"
-	@cd agent && "$$(../tools/cargo)" build --release --locked
-	@cd preload && "$$(../tools/cargo)" build --release --locked
-	@cd thaw && "$$(../tools/cargo)" build --release --locked
-	@cd fileserver && "$$(../tools/cargo)" build --release --locked
+	@$(call in_crates,build --release --locked)
 	@printf 'agent: %s bytes (limit 1048576)\n' "$$(stat -c %s $(AGENT))"
 	@test "$$(stat -c %s $(AGENT))" -le 1048576
 
@@ -92,19 +92,20 @@ lint: venv ## ruff, mypy, import-linter, rustfmt, clippy
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	cd agent && "$$(../tools/cargo)" fmt --check
-	cd agent && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
-	cd preload && "$$(../tools/cargo)" fmt --check
-	cd preload && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
-	cd thaw && "$$(../tools/cargo)" fmt --check
-	cd thaw && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
-	cd fileserver && "$$(../tools/cargo)" fmt --check
-	cd fileserver && "$$(../tools/cargo)" clippy --release --locked -- -D warnings
+	$(call in_crates,fmt --check)
+	$(call in_crates,clippy --release --locked -- -D warnings)
 
-.PHONY: test
-test: test-deps lint ## all tests: unit, host, VM, and engines against a real dockerd
+.PHONY: check
+check: lint cargo-test ## what a change must pass before anything else: lint, unit tests; no VM, a minute
+	$(PY) -m pytest -q tests/unit
+
+.PHONY: cargo-test
+cargo-test:
 	cd agent && "$$(../tools/cargo)" test --locked
 	cd fileserver && "$$(../tools/cargo)" test --locked
+
+.PHONY: test
+test: test-deps lint cargo-test ## all tests: unit, host, VM, and engines against a real dockerd
 	$(PY) -m pytest tests/unit tests/host tests/vm tests/engine
 
 .PHONY: test-kvm
