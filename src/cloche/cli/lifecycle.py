@@ -132,7 +132,7 @@ def delete(context: Context, args: list[str]) -> int:
 def remove(root: str, container_id: str, *, force: bool, log: Log | None = None) -> None:
     """Remove a container; *force* kills it first and forgives that it does not exist.
 
-    What its poststop hooks fail of goes to *log*.
+    Failures of its poststop hooks are logged to *log*.
     """
     try:
         state = load_state(root, container_id)

@@ -20,9 +20,7 @@ from cloche.model.state import OCI_VERSION
 from cloche.vmm.integrity import Image
 from cloche.vmm.shape import host_limit
 
-UNBOUNDED = (
-    "host: no memory controller of its cgroups can be used: nothing but its size bounds the VM"
-)
+UNBOUNDED = "host: no usable memory controller: only the VM's size limits it"
 SIGINT = 2  # signal proper imports enum, 5 ms
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -155,7 +155,9 @@ class Member(Container):
         except ConfigError as error:
             owner = self.sandbox.request.id
             error.message = error.message.replace("$", RESOURCES, 1)
-            error.hint = f"its size is that of the limits which container {owner} was made with"
+            error.hint = (
+                f"the VM was sized by the limits of {owner}; recreate {owner} with larger ones"
+            )
             raise
 
     def _join(self) -> None:

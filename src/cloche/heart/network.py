@@ -39,8 +39,8 @@ class GuestNetwork:
         self._interfaces: dict[str, dict[str, Any]] = {}
         self._routes: list[dict[str, Any]] = []
         self._told: list[str] = []
-        # The guest has done a part of what it was told last.
-        self._is_torn = False
+        # The last change was applied in part.
+        self._needs_resync = False
 
     def user_mode(self, resolv_conf: str) -> dict[str, Any]:
         """The `network` request for QEMU's user-mode network."""
@@ -77,7 +77,7 @@ class GuestNetwork:
 
     def _adapt(self, resolv_conf: Callable[[], str], complain: Callable[[str], object]) -> bool:
         """Have the guest follow; whether there is anything that has changed for it."""
-        is_whole = self._is_torn
+        is_whole = self._needs_resync
         try:
             found = scan(strict=False)
             change = self._change_to(found)
@@ -114,7 +114,7 @@ class GuestNetwork:
         if is_same and len(kept) == len(self._interfaces) and found.routes == self._routes:
             return {}
         old_routes = self._routes
-        if self._is_torn:
+        if self._needs_resync:
             kept, old_routes = {}, []
         gone = {name: each["slot"] for name, each in self._interfaces.items() if name not in kept}
         untie([*gone])
@@ -124,7 +124,7 @@ class GuestNetwork:
         routes = [route for route in found.routes if route["interface"] in here]
         self._remember([*kept.values(), *told], found.routes)
         return {
-            "gone": [*range(len(self._taps))] if self._is_torn else [*gone.values()],
+            "gone": [*range(len(self._taps))] if self._needs_resync else [*gone.values()],
             "old_routes": [r for r in old_routes if r not in routes and r["interface"] in kept],
             "interfaces": told,
             "routes": [r for r in routes if r not in old_routes or r["interface"] not in kept],
@@ -144,9 +144,9 @@ class GuestNetwork:
     def _done(self, done: Future, is_whole: bool, complain: Callable[[str], object]) -> None:
         """What the guest did of a change; after one that it did half, the next is a whole one."""
         if done.error is None:
-            self._is_torn = self._is_torn and not is_whole
+            self._needs_resync = self._needs_resync and not is_whole
             return
-        self._is_torn = True
+        self._needs_resync = True
         if self._agent.broken is None:
             complain(f"network: the guest refuses a change: {done.error}")
 
@@ -163,7 +163,7 @@ class GuestNetwork:
         if self._dns is None:
             self._dns = DnsRelay(self._loop, [], self._answer)
         new = self._dns.add(servers)
-        return servers if self._is_torn else new
+        return servers if self._needs_resync else new
 
     def ask(self, fields: dict[str, Any]) -> None:
         """The guest has a DNS query; the fields of its event."""

@@ -52,7 +52,7 @@ async def mount(agent: Agent, *, read_only: bool) -> None:
     refuse(
         "$.vm.image",
         f"the guest cannot mount it, neither as {' nor as '.join(causes)}",
-        "one whose VM was killed is mended by a start that may write to it",
+        "if its VM was killed, start it once writable; that replays the journal",
     )
 
 

@@ -230,7 +230,7 @@ class Sandbox:
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
 
     def _relaunched(self, why: str) -> None:
-        """Another QEMU has taken the place of the one that was told of."""
+        """QEMU was relaunched; report its new pid."""
         self.warnings.append(why)
         self.parent.relaunched(self.vm.pid)
 

@@ -55,7 +55,7 @@ class ProcView:
         )
         # No name is looked up here: the guest may be putting other files there at this moment.
         syscalls.move_mount(outside, "", folder)
-        # Two mounts of it: we write through the one that is nowhere, which nobody waits on.
+        # A second, unattached mount: opens there raise no event, so we write through that one.
         path = f"/proc/self/fd/{outside}"
         self._files = f"/proc/self/fd/{syscalls.open_tree(path, recursive=False)}"
         self._write("stat", f"btime {host_boot()}\n")
