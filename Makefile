@@ -129,6 +129,14 @@ test-kernel: test-deps ## compile cloche's own kernel (10 minutes of CPU), then 
 	CLOCHE_DATA_ROOT=$(CURDIR)/build/own-kernel $(PY) -m pytest tests/vm
 
 .PHONY: bench
-bench: test-deps ## start times and memory beside runc and runsc; writes docs/benchmarks.md
+bench: test-deps ## start times and memory beside runc and runsc (3 minutes); writes docs/benchmarks.md
 	tools/packages runsc
 	$(PY) bench/start.py
+
+# With words of its own: make bench-programs PROGRAMS='--only git --rounds 5' (then it writes nothing).
+PROGRAMS ?=
+
+.PHONY: bench-programs
+bench-programs: test-deps ## what users run: Python, git, gcc, databases, fio … (15 minutes); its section there
+	tools/packages runsc debootstrap debian-archive-keyring
+	$(PY) bench/start.py programs $(PROGRAMS)

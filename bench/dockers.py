@@ -30,7 +30,7 @@ def time_docker(bench: Bench, limits: Limits) -> Series:
 
     CPU time is not told: the work is done by dockerd, containerd and the shim, not by `docker`.
     """
-    _check_tools()
+    check_tools()
     series = Series("docker run --rm")
     runtimes = present(bench, series, LIVE)
     folder = bench.workspace / "d"
@@ -57,7 +57,8 @@ def docker_program() -> str:
     return "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
-def _check_tools() -> None:
+def check_tools() -> None:
+    """BenchError that names what is not installed."""
     lacking = sorted(package for tool, package in _PACKAGES.items() if not shutil.which(tool))
     if lacking:
         raise BenchError(f"no Docker to measure with: apt-get install {' '.join(set(lacking))}")

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from bench.progress import Progress
 from bench.results import CROWD, MEMORY, PHASES, Results
 from bench.rounds import Limits
 from bench.runtimes import CLOCHE, COLD, RESTORED, clear_all, make_runtimes
+from bench.sections import PROGRAMS, section_of, with_section
 from bench.timing import BenchError, timed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -43,13 +44,15 @@ _PHASES_SECONDS = 20.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; 0 when it ran, whatever it found, 2 when it could not."""
     options = _parse(argv)
+    return guarded(lambda: _run(options))
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """The exit status of *run*; an interruption or a BenchError ends it with what it cleans up."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        _check(options)
-        with _prepared(options.cloche) as bench:
-            found = _measure(bench, options)
-        _write(found, options)
+        run()
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -57,6 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bench: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    _check(options)
+    with _prepared(options.cloche) as bench:
+        found = _measure(bench, options)
+    _write(found, options)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -175,7 +185,8 @@ def _write(found: Results, options: argparse.Namespace) -> None:
     text = report.to_markdown(found)
     print(text)
     if options.output is not None:
-        options.output.write_text(text)
+        before = options.output.read_text() if options.output.exists() else ""
+        options.output.write_text(with_section(text, section_of(before, PROGRAMS)))
         print(f"bench: written to {options.output}", file=sys.stderr)
     if options.json is not None:
         options.json.write_text(report.to_json(found))

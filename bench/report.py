@@ -18,9 +18,10 @@ from bench.targets import verdicts
 _INTRODUCTION = """\
 # Benchmarks
 
-Written by `make bench` (`bench/start.py`), which measures everything below in one run; edits are
-lost. The contenders take turns (A B C A B C …), so that whatever else the machine does hits all
-alike. Numbers are `median (lowest–highest)`; a ratio is taken within each round, then its median.
+Written by `make bench` (`bench/start.py`), which measures everything in one run, but for the
+programs, whose section `make bench-programs` writes; edits are lost. The contenders take turns
+(A B C A B C …), so that whatever else the machine does hits all alike. Numbers are
+`median (lowest–highest)`; a ratio is taken within each round, then its median.
 """
 _HOW = """\
 ## How it is measured
@@ -75,7 +76,8 @@ def to_markdown(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     cells = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(_cell(cell) for cell in row)} |\n" for row in cells)
 
@@ -86,16 +88,16 @@ def _cell(text: str) -> str:
 
 def _targets(results: Results) -> str:
     rows = [(verdict.target, verdict.measured, verdict.word) for verdict in verdicts(results)]
-    return "## Targets\n" + _table(("target", "measured", ""), rows)
+    return "## Targets\n" + table(("target", "measured", ""), rows)
 
 
 def _times(results: Results) -> str:
     series = list(results.series.values())
     ratios = [f"cloche ÷ {name}" for name in (RUNC, RUNSC)]
     rows = [_time_row(entry) for entry in series]
-    text = "## Times\nWall time in ms.\n\n" + _table(("", *NAMES, *ratios, "rounds"), rows)
+    text = "## Times\nWall time in ms.\n\n" + table(("", *NAMES, *ratios, "rounds"), rows)
     cpu = [(entry.title, *(_summary(entry.cpu(name)) for name in NAMES)) for entry in series]
-    return text + "\nCPU time in ms, user and system.\n\n" + _table(("", *NAMES), cpu)
+    return text + "\nCPU time in ms, user and system.\n\n" + table(("", *NAMES), cpu)
 
 
 def _time_row(series: Series) -> list[str]:
@@ -132,7 +134,7 @@ def _phases(results: Results) -> str:
         rows.append(("before the first and after the last phase", "", _summary(rest)))
         rows.append(("the whole command", "", _summary(phases.total)))
         text += f"\n{_HOW_STARTED[phases.name]}, {len(phases.marks)} starts:\n\n"
-        text += _table(("phase", "reached at", "took"), rows)
+        text += table(("phase", "reached at", "took"), rows)
     return text
 
 
@@ -148,7 +150,7 @@ def _memory(idle: Idle) -> str:
             f"**Other VMs on the machine: {idle.other_vms}. What they share with the measured one "
             "makes its PSS smaller.**\n\n"
         )
-    return text + _table(("", "processes", "PSS", "alone", "private"), rows)
+    return text + table(("", "processes", "PSS", "alone", "private"), rows)
 
 
 def _usages(rounds: Sequence[dict[str, Usage]], role: str) -> list[str]:
@@ -178,7 +180,7 @@ def _crowd(crowd: Crowd) -> str:
     ]
     if crowd.errors:
         rows.append((f"did not start: {len(crowd.errors)}; the first", crowd.errors[0]))
-    return f"## {crowd.wanted} containers side by side\n" + _table(("", ""), rows)
+    return f"## {crowd.wanted} containers side by side\n" + table(("", ""), rows)
 
 
 def _omissions(results: Results) -> list[str]:
@@ -200,7 +202,7 @@ def _machine(results: Results) -> str:
     load = f"{results.load_before:.2f} before, {results.load_after:.2f} after"
     rows.append(("Load average (1 min)", load))
     rows.append(("The whole run took", f"{results.seconds:.0f} s"))
-    text = "## Machine and versions\n" + _table(("", ""), rows)
+    text = "## Machine and versions\n" + table(("", ""), rows)
     if results.load_before > busy_load():
         text += (
             "\n**The machine was busy before the run began: times are too long, only ratios are "

@@ -1,7 +1,8 @@
 """`make bench`: start times and memory of cloche beside runc and runsc; `--help` tells the rest.
+`make bench-programs`, with `programs` as its first word: what users run in containers.
 
 A script, so that it can be run by its path: it finds its own package and the engine tests'
-dockerd, then hands over to `bench.main`.
+dockerd, then hands over to `bench.main` or one of the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,12 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 # Ahead of the script's own folder, in which modules of the standard library could be shadowed.
 sys.path[:1] = [str(_REPOSITORY), str(_REPOSITORY / "tests")]
 
-from bench.main import main  # noqa: E402 (the path above makes it findable)
+from bench import main, program_main  # noqa: E402 (found by the path above)
+
+_MAINS = {
+    "programs": program_main.main,
+}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    sys.exit(_MAINS[word](sys.argv[2:]) if word in _MAINS else main.main())

@@ -72,11 +72,9 @@ class Member(Container):
             self.sandbox.agent.call("delete", {"id": self.id})
 
         try:
-            reply: dict[str, Any] = await self.sandbox.pulse.guard(
-                self.create(), not_wanted, of_files=True
-            )
+            reply: dict[str, Any] = await self.sandbox.pulse.guard(self.create(), not_wanted)
         except AgentError as error:
-            raise self.sandbox.pulse.explained(explained(error, self.config)) from None
+            raise explained(error, self.config) from None
         return reply
 
     def _save_created(self) -> None:
@@ -181,7 +179,7 @@ class Member(Container):
         """Its first process has ended: nothing of it stays in the guest, or in the share."""
         deleted = self.sandbox.agent.call("delete", {"id": self.id})
         try:
-            await self.sandbox.pulse.guard(deleted, of_files=True)
+            await self.sandbox.pulse.guard(deleted)
         finally:
             self.sandbox.share.detach(self.id)
             self.sandbox.containers.pop(self.id, None)

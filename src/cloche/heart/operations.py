@@ -46,8 +46,7 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
         container.has_become(RUNNING, CREATED)
         if not isinstance(error, AgentError):
             raise
-        told = explained(error, container.config)
-        raise connection.sandbox.pulse.explained(told) from None
+        raise explained(error, container.config) from None
 
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> list[str]:
@@ -112,8 +111,7 @@ async def execute(
         if not isinstance(error, SilentError):
             container.processes.pop(exec_id, None)
         if isinstance(error, AgentError):
-            told = explained_exec(error, process)
-            raise connection.sandbox.pulse.explained(told) from None
+            raise explained_exec(error, process) from None
         raise
     guest.pid = reply["pid"]
     connection.process = guest
