@@ -140,3 +140,8 @@ PROGRAMS ?=
 bench-programs: test-deps ## what users run: Python, git, gcc, databases, fio … (15 minutes); its section there
 	tools/packages runsc debootstrap debian-archive-keyring
 	$(PY) bench/start.py programs $(PROGRAMS)
+
+.PHONY: bench-kvm
+bench-kvm: test-deps ## how often such programs leave a VM, counted under emulated KVM (long); its section there
+	tools/packages debootstrap debian-archive-keyring
+	$(PY) bench/start.py kvm

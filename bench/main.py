@@ -23,7 +23,7 @@ from bench.progress import Progress
 from bench.results import CROWD, MEMORY, PHASES, Results
 from bench.rounds import Limits
 from bench.runtimes import CLOCHE, COLD, RESTORED, clear_all, make_runtimes
-from bench.sections import PROGRAMS, section_of, with_section
+from bench.sections import KVM, PROGRAMS, section_of, with_section
 from bench.timing import BenchError, timed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -186,7 +186,9 @@ def _write(found: Results, options: argparse.Namespace) -> None:
     print(text)
     if options.output is not None:
         before = options.output.read_text() if options.output.exists() else ""
-        options.output.write_text(with_section(text, section_of(before, PROGRAMS)))
+        for heading in (PROGRAMS, KVM):
+            text = with_section(text, section_of(before, heading))
+        options.output.write_text(text)
         print(f"bench: written to {options.output}", file=sys.stderr)
     if options.json is not None:
         options.json.write_text(report.to_json(found))

@@ -6,6 +6,8 @@ import re
 
 PROGRAMS = "## Programs"
 """The heading of what `make bench-programs` writes."""
+KVM = "## Programs under KVM"
+"""The heading of what `make bench-kvm` writes."""
 _NEXT = "## Machine and versions"
 
 

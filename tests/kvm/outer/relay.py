@@ -101,7 +101,7 @@ class Relay:
         kernel = prepare_kernel(cache.mkdir("outer-vm"), report)
         report.step("Booting the outer VM")
         root = self._config.rootpath
-        vm = self._stack.enter_context(outer_vm(kernel, root, _command(nodes), _environment(root)))
+        vm = self._stack.enter_context(outer_vm(kernel, root, _command(nodes), vm_environment()))
         try:
             for line in vm.results.makefile("rb"):
                 hook, data = self._config.hook, json.loads(line)
@@ -145,7 +145,7 @@ def _command(nodes: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", *options, *nodes]
 
 
-def _environment(root: Path) -> dict[str, str]:
+def vm_environment() -> dict[str, str]:
     """The VM's: nothing of this machine's settings but the unpacked kernel, which takes apt."""
     data_root = load_settings().data_root
     guest = current_guest(data_root)
