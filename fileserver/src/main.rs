@@ -53,7 +53,11 @@ fn prepare(arguments: &[String]) -> Result<Server, String> {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let result = prepare(&arguments).and_then(|mut server| server.serve());
+    let result = prepare(&arguments).and_then(|mut server| {
+        // The starter knows by this that it serves: what fails later has another reason.
+        let _ = rustix::io::write(std::io::stdout(), b"\n");
+        server.serve()
+    });
     if let Err(problem) = result {
         eprintln!("cloche-files: {problem}");
         std::process::exit(1);

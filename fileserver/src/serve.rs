@@ -48,6 +48,8 @@ impl Socket {
             match rustix::net::send(&self.fd, bytes, SendFlags::NOSIGNAL) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::INTR) => {}
+                // The VM is gone, which the next look at it tells.
+                Err(Errno::PIPE) => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
@@ -75,6 +77,7 @@ impl Server {
                 Ok((0, _)) => return Ok(()),
                 Ok((count, _)) => filled += count,
                 Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => return Ok(()), // with replies that it has not read
                 Err(error) => return Err(format!("receiving: {error}")),
             }
             let mut start = 0;

@@ -22,6 +22,7 @@ from cloche.heart.agent import Agent
 from cloche.heart.files import serve_files
 from cloche.heart.greeting import FUSE
 from cloche.heart.rehearsal import BRIEF, BRIEF_STATUS, SCRIPT, SHELL, Act, Rehearsal, make_bundle
+from cloche.host.file_server import FileServerError
 from cloche.host.taps import open_taps
 from cloche.vmm.argv import NIC_SLOTS
 from cloche.vmm.frozen import (
@@ -116,6 +117,9 @@ def _make(
         thaw = find_thaw() or ""
         frozen = Frozen(thaw, shape.qemu, made, facts["header"], facts["file_limit"])
         _try(directory, frozen, shape.files)
+    except FileServerError:  # it says nothing about a frozen QEMU
+        shutil.rmtree(made, ignore_errors=True)
+        raise
     except (ClocheError, OSError) as error:
         for name in (MEMORY, PROCESS):
             if os.path.exists(path := os.path.join(made, name)):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cloche.guest.guest import Guest
+    from cloche.heart.files import Files
     from cloche.heart.launch import Request
     from cloche.host.share import Share
     from cloche.model.config import Settings
@@ -155,15 +156,20 @@ class Machine:
         self.greeting = Greeting(choice.shape.files)
         self.frozen: Frozen | None = None
         self.image: Image | None = None
-        self.files: Sequence[int] = ()
+        self.files: Files | None = None
 
     def serve_files(self, directory: str, share: Share) -> None:
         """Start the program that serves the *share*, where it is not QEMU itself."""
         if self.shape.files != FUSE:
             return
-        from cloche.heart.files import serve_files
+        from cloche.heart.files import Files
 
-        self.files = serve_files(self.vm, directory, share.directory)
+        self.files = Files(self.vm, directory, share.directory)
+
+    @property
+    def files_fds(self) -> Sequence[int]:
+        """What the VM is launched with for that."""
+        return self.files.fds if self.files is not None else ()
 
     def distrust(self) -> None:
         """The next start is to make another frozen QEMU."""
@@ -205,7 +211,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
             image=request.image,
             greeting=machine.greeting.encode(),
             otherwise=otherwise,
-            files=machine.files,
+            files=machine.files_fds,
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
@@ -240,7 +246,7 @@ def _launch(
         boot=None if template else choice.boot(),
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
-        files=machine.files,
+        files=machine.files_fds,
     )
     for fd, _ in disks:
         os.close(fd)
@@ -291,6 +297,7 @@ def _find_frozen(
     if template is None:
         return None
     from cloche.heart.frozen_maker import make_frozen
+    from cloche.host.file_server import FileServerError
 
     folder = frozen_folder(settings.templates, shape, user_network=user_network)
     damage = frozen_image(folder).why_out_of_use()
@@ -300,6 +307,8 @@ def _find_frozen(
         if made is None:  # nothing is noted where another start is at it
             _, problem = load_frozen(settings.templates, shape, user_network=user_network)
     except (ClocheError, OSError) as error:
+        if isinstance(error, FileServerError):
+            raise
         made, problem = None, str(error)
     if made is not None:
         size = f"{shape.cpus} vCPU and {shape.memory} MiB"

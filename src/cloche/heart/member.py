@@ -72,9 +72,11 @@ class Member(Container):
             self.sandbox.agent.call("delete", {"id": self.id})
 
         try:
-            reply: dict[str, Any] = await self.sandbox.pulse.guard(self.create(), not_wanted)
+            reply: dict[str, Any] = await self.sandbox.pulse.guard(
+                self.create(), not_wanted, of_files=True
+            )
         except AgentError as error:
-            raise explained(error, self.config) from None
+            raise self.sandbox.pulse.explained(explained(error, self.config)) from None
         return reply
 
     def _save_created(self) -> None:
@@ -179,7 +181,7 @@ class Member(Container):
         """Its first process has ended: nothing of it stays in the guest, or in the share."""
         deleted = self.sandbox.agent.call("delete", {"id": self.id})
         try:
-            await self.sandbox.pulse.guard(deleted)
+            await self.sandbox.pulse.guard(deleted, of_files=True)
         finally:
             self.sandbox.share.detach(self.id)
             self.sandbox.containers.pop(self.id, None)

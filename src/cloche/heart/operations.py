@@ -46,7 +46,8 @@ async def start(connection: Connection, request: dict[str, Any], fds: list[int])
         container.has_become(RUNNING, CREATED)
         if not isinstance(error, AgentError):
             raise
-        raise explained(error, container.config) from None
+        told = explained(error, container.config)
+        raise connection.sandbox.pulse.explained(told) from None
 
 
 async def kill(connection: Connection, request: dict[str, Any], fds: list[int]) -> list[str]:
@@ -111,7 +112,8 @@ async def execute(
         if not isinstance(error, SilentError):
             container.processes.pop(exec_id, None)
         if isinstance(error, AgentError):
-            raise explained_exec(error, process) from None
+            told = explained_exec(error, process)
+            raise connection.sandbox.pulse.explained(told) from None
         raise
     guest.pid = reply["pid"]
     connection.process = guest

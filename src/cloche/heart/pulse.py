@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from cloche.base.loop import Loop, Timer
     from cloche.heart.agent import Agent
+    from cloche.heart.files import Files
     from cloche.vmm.vm import Vm
 
 TICK_S = 1.0
@@ -36,17 +37,27 @@ BOOT_S = 90.0
 # However little of the time was the guest's own: so much longer is silent in any case.
 PATIENCE_S = 20.0
 QUERY = "query-status"
+# What may wait for files: opens them, or wants something of programs that do.
+OF_FILES = ("exec", "start", "freeze", "mount")
 
 
 class SilentError(GuestError):
     """The guest does not answer."""
 
 
+class FilesError(SilentError):
+    """Whoever serves the guest's files does not answer it."""
+
+
 class Pulse:
     """The liveness of one guest."""
 
-    def __init__(self, loop: Loop, vm: Vm, agent: Agent, container_id: str) -> None:
+    def __init__(
+        self, loop: Loop, vm: Vm, agent: Agent, container_id: str, files: Files | None = None
+    ) -> None:
         self.silent: SilentError | None = None
+        # The guest answers, but what serves its files hangs.
+        self.hung: FilesError | None = None
         # QEMU was stopped by a signal when the guest fell silent.
         self.was_stopped = False
         # Until the container exists: what the guest does then may take its time.
@@ -55,7 +66,15 @@ class Pulse:
         self._vm = vm
         self._agent = agent
         self._id = container_id
-        self._guards: dict[Future, None] = {}
+        self._files = files
+        self._hung_s = self._hung_for = 0.0
+        # Why there can be no container any more, until there is one.
+        self._lost: BaseException | None = None
+        self._is_up = False
+        # Called with the reason when the files of a container that is there are no longer served.
+        self.on_files_lost: Callable[[str], object] = lambda text: None
+        # Whether they wait for files, too.
+        self._guards: dict[Future, bool] = {}
         self._cpu = CpuTime()
         self._timer: Timer | None = None
         self._last = 0.0
@@ -67,11 +86,16 @@ class Pulse:
         agent.on_asked = self._begin
         agent.on_all_answered = self._answered
         vm.on_panic = self.check
+        if files is not None:
+            files.ended.on_done(lambda ended: self._files_ended(ended.error))
         self._begin()
 
     def keep(self) -> None:
         """From now on ask regularly, whether or not anybody else does."""
         self.is_slow = False
+        self._is_up = True
+        if self._lost is not None:
+            self._files_ended(self._lost)
         self._loop.call_later(IDLE_S, self._idle)
 
     def check(self) -> None:
@@ -81,9 +105,9 @@ class Pulse:
             self._ping.on_done(self._ponged)
 
     def require(self) -> None:
-        """SilentError where the guest is silent."""
-        if self.silent is not None:
-            raise self.silent
+        """SilentError where the guest is silent, or can have no file."""
+        if known := self.silent or self.hung:
+            raise known
 
     def ask(
         self,
@@ -95,14 +119,24 @@ class Pulse:
 
         *late* is called with an answer that comes all the same, after that.
         """
-        if self.silent is not None:
+        of_files = op in OF_FILES
+        if known := self.silent or (self.hung if of_files else None):
             future = Future()
-            future.fail(self.silent)
+            future.fail(known)
             return future
-        return self.guard(self._agent.call(op, fields), late)
+        return self.guard(self._agent.call(op, fields), late, of_files=of_files)
 
-    def guard(self, work: Future, late: Callable[[Any], object] = lambda _: None) -> Future:
-        """As *work*, but SilentError once the guest is known to be silent; *late* as of `ask`."""
+    def guard(
+        self,
+        work: Future,
+        late: Callable[[Any], object] = lambda _: None,
+        *,
+        of_files: bool = False,
+    ) -> Future:
+        """As *work*, but SilentError once the guest is known to be silent; *late* as of `ask`.
+
+        *of_files*: it may wait for files, too.
+        """
         if work.done:
             return work
         guarded = Future()
@@ -117,10 +151,10 @@ class Pulse:
                 late(work.value)
 
         work.on_done(done)
-        if self.silent is not None:
-            guarded.fail(self.silent)
+        if known := self.silent or self._lost:
+            guarded.fail(known)
         else:
-            self._guards[guarded] = None
+            self._guards[guarded] = of_files
         return guarded
 
     # ---- the beat
@@ -142,7 +176,8 @@ class Pulse:
     def _answered(self) -> None:
         """There is nothing to wait for any longer."""
         self._restart()
-        self.silent = None
+        self.silent = self.hung = None
+        self._hung_s = self._hung_for = 0.0
         if self._timer is not None and self._vm.running.done:
             self._timer.cancel()
             self._timer = None
@@ -177,6 +212,7 @@ class Pulse:
         if self._is_greeted:
             self.check()
         self._judge()
+        self._judge_files(elapsed)
         delay = TICK_S if self.silent is None else IDLE_S
         self._timer = self._loop.call_later(delay, self._tick)
 
@@ -203,16 +239,63 @@ class Pulse:
         name, why = self._id, f"no answer for {self._passed:.0f} s: {self._cause()}"
         self.silent = SilentError(
             f"container {name}: its guest is silent: {why}",
-            hint=f"`cloche kill {name} KILL` and `cloche delete --force {name}` end it in any case",
+            hint=self._way_out(),
         )
-        guards, self._guards = self._guards, {}
-        for guarded in guards:
-            guarded.fail(self.silent)
+        self._fail_guards(self.silent)
         if self._vm.console.has_panicked and not self.was_stopped:
             words = self._vm.last_words()
             self._vm.kill(
                 ClocheError(f"VM: the guest's kernel panicked and did not restart; {words}")
             )
+
+    def _way_out(self) -> str:
+        name = self._id
+        return f"`cloche kill {name} KILL` and `cloche delete --force {name}` end it in any case"
+
+    def _fail_guards(self, error: BaseException, *, of_files: bool = False) -> None:
+        """Tell all that wait, or those that may wait for files."""
+        failed = [
+            guard
+            for guard, waits_for_files in self._guards.items()
+            if waits_for_files or not of_files
+        ]
+        for guard in failed:
+            del self._guards[guard]
+            guard.fail(error)
+
+    # ---- its files
+
+    def explained(self, error: ClocheError) -> ClocheError:
+        """*error*, which the guest reports, with the reason if it has no files any more."""
+        return self._files.explains(error) if self._files is not None else error
+
+    def _files_ended(self, error: BaseException | None) -> None:
+        """From then on the guest gets errors for its files; a creation has no use of those."""
+        if self._is_up:
+            self._lost = None
+            if isinstance(error, ClocheError):
+                self.on_files_lost(error.message)
+        elif error is not None:
+            self._lost = error
+            self._fail_guards(error, of_files=True)
+
+    def _judge_files(self, elapsed: float) -> None:
+        if self._files is None:
+            return
+        hung = self._files.look(elapsed)
+        if hung is None:
+            self.hung, self._hung_s, self._hung_for = None, 0.0, 0.0
+        elif elapsed <= TICK_S + LATE_S:
+            self._hung_s += hung
+            self._hung_for += elapsed
+        limit = HOPELESS_S if self._files.is_stopped else SILENT_S
+        if self._hung_s < limit and self._hung_for < limit + PATIENCE_S:
+            return
+        if self.hung is None:
+            why = f"nothing done for {self._hung_for:.0f} s: {self._files.cause()}"
+            where = f"container {self._id}: its files are not served: {why}"
+            self.hung = FilesError(where, hint=self._way_out())
+        self._fail_guards(self.hung, of_files=True)
 
     def _cause(self) -> str:
         """What the host can see of it."""

@@ -14,7 +14,7 @@ from cloche.guest.guest import hold_kernel
 from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal
 from cloche.heart.parent import Parent
-from cloche.heart.pulse import Pulse, SilentError
+from cloche.heart.pulse import FilesError, Pulse, SilentError
 from cloche.host.ipv6 import ON, switch
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
@@ -66,7 +66,7 @@ class Sandbox:
         self.cpus = machine.shape.cpus
         self.warnings = machine.warnings
         self.agent = Agent(vm, self._on_event)
-        self.pulse = Pulse(loop, vm, self.agent, request.id)
+        self.pulse = Pulse(loop, vm, self.agent, request.id, machine.files)
         self._machine = machine
         self.containers: dict[str, Container] = {}
         self.parent = Parent(loop, channel)
@@ -186,7 +186,9 @@ class Sandbox:
         """Wait for what the guest does before there is a container; BootError if it is silent."""
         for step in steps:
             try:
-                await self.pulse.guard(step)
+                await self.pulse.guard(step, of_files=True)
+            except FilesError:
+                raise
             except SilentError as error:
                 raise self.vm.failure(error.message) from None
 
@@ -225,7 +227,7 @@ class Sandbox:
         except AgentError as error:
             from cloche.heart.blame import explained
 
-            raise explained(error, container.config) from None
+            raise self.pulse.explained(explained(error, container.config)) from None
         container.init.pid = int(created.value["pid"])
         self.request.timings.mark("program runs" if self.request.at_once else "container created")
 
@@ -282,6 +284,7 @@ class Sandbox:
         from cloche.heart.control import ControlServer
 
         self.vm.exited.on_done(lambda _: self._vm_ended())
+        self.pulse.on_files_lost = self._say
         if self.request.foreground and self.request.glance.terminal:
             from cloche.heart.signals import watch_parent
 

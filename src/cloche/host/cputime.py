@@ -19,6 +19,8 @@ class CpuTime:
         self._pid = 0
         self._before: dict[str, tuple[int, int]] = {}
         self.is_stopped = False
+        # A thread waits for a disk, or for what else ends in its own time.
+        self.waits_for_disk = False
         # Of one thread at most, in s.
         self.used = 0.0
 
@@ -42,6 +44,7 @@ class CpuTime:
             self.used = max(self.used, ran / 1e9)
             waited = max(waited, kept / 1e9)
         self.is_stopped = bool(states) and set(states) <= set(_STOPPED)
+        self.waits_for_disk = "D" in states
         return elapsed if is_kept else min(waited, elapsed)
 
 
