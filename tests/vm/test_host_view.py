@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from cloche.host.view import GUEST_ONLY
 from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
@@ -73,3 +75,16 @@ def test_long_odd_command_lines(container: Container) -> None:
     container.sh(f"exec >/dev/null 2>&1; {loop}")
     shown = container.runtime("ps", container.id).lines
     assert len(shown) > 50
+
+
+def test_the_guest_sees_nothing_of_it(cloche: Runtime, bundle: Bundle, data: Path) -> None:
+    """What is mounted for those who look is not mounted in the files that the guest has."""
+    bundle.mount("/data", "bind", data, "rbind").mount("/data/sub", "tmpfs")
+    container = cloche.start(bundle)
+    found = ["file", "sub"]
+    wait_until(lambda: look(container, "/bin/ls", "/data") == found, "the volume is shown")
+    assert look(container, "/bin/ls", "/data/sub") == []
+    mounts = Path(f"/proc/{container.pid}/mountinfo").read_text()
+    share = f"{cloche.root / container.id}/share/"
+    points = [line.split()[4] for line in mounts.splitlines() if GUEST_ONLY in line]
+    assert [point for point in points if point.startswith(share)] == []

@@ -8,6 +8,9 @@ root it has. So the container's root is mounted over `/`, and the supervisor see
 
 What exists in the guest only (tmpfs, /proc, /dev …) is an empty read-only file system here: what
 is copied there fails, instead of landing where nobody looks.
+
+The files are bound from the share. What is mounted upon them here must not arrive there, where the
+guest would find it: they are slaves of it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ class View:
         os.mkdir(scratch, 0o700)
         try:
             syscalls.mount(rootfs, scratch, flags=syscalls.MS_BIND | syscalls.MS_REC)
+            _settle(scratch, read_only=False)
             self._root = os.open(scratch, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             syscalls.mount(scratch, "/", flags=syscalls.MS_MOVE)
         finally:
@@ -40,12 +44,10 @@ class View:
         if target < 0:
             return False
         path = f"/proc/self/fd/{target}"
-        flags = syscalls.MS_BIND | syscalls.MS_REC
         with suppress(OSError):  # a folder over a file; the guest has told by now
-            syscalls.mount(source, path, flags=flags)
-            if read_only and (mounted := self.open(destination)) >= 0:
-                flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
-                syscalls.mount("", f"/proc/self/fd/{mounted}", flags=flags)
+            syscalls.mount(source, path, flags=syscalls.MS_BIND | syscalls.MS_REC)
+            if (mounted := self.open(destination)) >= 0:
+                _settle(f"/proc/self/fd/{mounted}", read_only=read_only)
                 os.close(mounted)
         os.close(target)
         return True
@@ -66,3 +68,11 @@ class View:
             return syscalls.open_in_root(self._root, path)
         except OSError:
             return -1
+
+
+def _settle(path: str, *, read_only: bool) -> None:
+    """Let what is mounted upon the new mount *path* stay there."""
+    syscalls.mount("", path, flags=syscalls.MS_REC | syscalls.MS_SLAVE)
+    if read_only:
+        flags = syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY
+        syscalls.mount("", path, flags=flags)
