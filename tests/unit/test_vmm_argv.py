@@ -113,6 +113,7 @@ def test_disks_of_the_host_come_behind_the_slots() -> None:
 @pytest.mark.parametrize(("variant", "bus"), [(MICROVM, "device"), (Q35, "pci")])
 def test_another_program_may_serve_the_files(variant: Variant, bus: str) -> None:
     argv = qemu_argv(Machine(variant=variant, files_fd=7, bulk_fd=8, **COMMON))
+    assert argv[2] == "cloche /run/cloche/box/share"
     begin = argv.index("socket,id=files,fd=7") - 1
     bulk = "driver=raw,node-name=bulk,file.driver=file,file.locking=off"
     assert argv[begin : begin + 8] == [

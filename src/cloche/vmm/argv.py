@@ -75,8 +75,8 @@ class Machine:
     has the host commit to all of it now. *incoming* says that the state is loaded through QMP; a
     kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
     read; they and the *root_image* come behind the slots, so only a VM that boots can have them.
-    *parameters* are the user's own. With *files_fd*, a socket, there is no *share*: cloche-files
-    serves it, with *bulk_fd* as its bulk file.
+    *parameters* are the user's own. With *files_fd*, a socket, QEMU has nothing of the *share*:
+    cloche-files serves it, with *bulk_fd* as its bulk file.
     """
 
     def __init__(
@@ -138,12 +138,17 @@ def quote(value: str) -> str:
     return value.replace(",", ",,")
 
 
+def _name(vm: Machine) -> str:
+    """For those who look at ps(1): which sandbox's it is, where nothing else of it says so."""
+    return f"cloche {quote(vm.share)}" if vm.files_fd >= 0 and vm.share else "cloche"
+
+
 def qemu_argv(vm: Machine) -> list[str]:
     """The argument vector of QEMU for *vm*."""
     bus = "device" if vm.variant.machine == "microvm" else "pci"
     return [
         vm.qemu,
-        *("-name", "cloche"),
+        *("-name", _name(vm)),
         # No configuration files, no default devices, no window.
         *("-no-user-config", "-nodefaults", "-display", "none"),
         # A panicking guest reboots at once (panic=-1), and that ends QEMU.
