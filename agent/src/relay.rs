@@ -9,8 +9,9 @@ use rustix::event::{poll, PollFd, PollFlags};
 use rustix::fd::OwnedFd;
 use rustix::io::{self, Errno};
 
+use crate::files;
 use crate::share::message;
-use crate::sys;
+use crate::sys::{self, Fork};
 
 /// As fileserver/src/wire.rs and ring.rs have them: of a longer message only the beginning goes
 /// through the port; the rest is in a ring on the disk, one for each direction.
@@ -23,6 +24,7 @@ const STEP: usize = 4096;
 pub const BEGIN: u32 = 0x0c10_0001;
 const TAKEN: u32 = 0x0c10_0002;
 const FREED: u32 = 0x0c10_0003;
+const FORGET: u32 = 0x0c10_0004;
 
 /// Room for a message whose long part begins at a page, as a disk that is read directly demands.
 struct Room {
@@ -233,6 +235,19 @@ impl Replier<'_> {
     }
 }
 
+/// Has the kernel forget files that nobody uses (only this makes it do so: FUSE's notifications
+/// take names away, never inodes), in a process of its own, since other news must not wait. Files
+/// with data in the page cache are kept unless those go as well.
+fn forget_files(with_data: bool) {
+    use rustix::process::{waitpid, WaitOptions};
+    while let Ok(Some(_)) = waitpid(None, WaitOptions::NOHANG) {}
+    if let Ok(Fork::Child) = sys::fork(0, None) {
+        let what: &[u8] = if with_data { b"3" } else { b"2" };
+        let _ = files::write("/proc/sys/vm/drop_caches", what);
+        sys::exit(0);
+    }
+}
+
 /// Brings notifications to the kernel.
 pub fn bring_news(fuse: &OwnedFd, news: &OwnedFd) {
     let mut buffer = vec![0; 2 * STEP];
@@ -248,8 +263,12 @@ pub fn bring_news(fuse: &OwnedFd, news: &OwnedFd) {
         while let Some(size) = buffer[start..filled].first_chunk::<4>() {
             let size = (u32::from_ne_bytes(*size) as usize).clamp(OUT_HEADER, STEP);
             let Some(message) = buffer[start..filled].get(..size) else { break };
-            // An error: the kernel does not know of it, or not any more.
-            let _ = io::write(fuse, message);
+            if message[4..8] == FORGET.to_ne_bytes() {
+                forget_files(message.get(OUT_HEADER) == Some(&1));
+            } else {
+                // An error: the kernel does not know of it, or not any more.
+                let _ = io::write(fuse, message);
+            }
             start += size;
         }
         buffer.copy_within(start..filled, 0);

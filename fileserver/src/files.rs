@@ -11,7 +11,7 @@ use crate::nodes::{self, Nodes, Seen, ROOT};
 use crate::ring::Rings;
 use crate::sys;
 use crate::watch::{Change, Event, Watches};
-use crate::wire::{Out, Result, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE};
+use crate::wire::{Out, Result, FORGET, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE};
 
 /// struct fuse_attr.
 const ATTRIBUTES: usize = 88;
@@ -32,7 +32,7 @@ impl Files {
     /// Serves the tree below `root`; `process` is /proc/self.
     pub fn new(root: OwnedFd, process: OwnedFd, rings: Rings) -> Result<Files> {
         let own = nodes::device(&nodes::stat(&root)?);
-        let nodes = Nodes::new(root, Mounts::new(process, own))?;
+        let nodes = Nodes::new(root, Mounts::new(process, own), sys::most_descriptors())?;
         let (watches, listings) = (Watches::new()?, Listings::default());
         let mut files = Files { nodes, watches, listings, rings, news: Out::default() };
         files.watch(ROOT, true);
@@ -87,6 +87,9 @@ impl Files {
             self.nodes.mounts.forget(stat.stx_mnt_id);
         }
         let (number, is_new) = self.nodes.refer(fd, &stat)?;
+        if let Some(insist) = self.nodes.ask_to_forget() {
+            self.news.header(4, FORGET, 0).u32(insist.into());
+        }
         if kind == FileType::Directory {
             if is_new {
                 self.watch(number, true);

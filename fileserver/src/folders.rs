@@ -106,7 +106,7 @@ impl Files {
         if plus {
             let start = out.0.len();
             let is_itself = matches!(entry.name, b"." | b"..");
-            let told = if is_itself {
+            let told = if is_itself || self.nodes.is_crowded() {
                 Err(Errno::NOENT)
             } else {
                 self.hold(folder, entry.name).and_then(|fd| self.tell(folder, fd, out))

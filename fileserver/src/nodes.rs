@@ -16,6 +16,8 @@ use crate::wire::Result;
 pub const ROOT: u64 = 1;
 /// How many nodes there may be: each is a descriptor, and holds a file of the host in its memory.
 const MOST: usize = 200_000;
+/// Descriptors that are used for other things: folders being listed, files being written.
+const OTHER_DESCRIPTORS: usize = 128;
 
 /// What makes two files the same. `class` tells apart what differs by the mount.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -59,7 +61,42 @@ pub struct Node {
     pub seen: Seen,
 }
 
+/// How full the table is, and when the guest has to be asked to forget.
+struct Room {
+    most: usize,
+    /// From so many nodes on it is asked.
+    mark: usize,
+    /// It was asked, and that was not enough.
+    insist: bool,
+}
+
+impl Room {
+    /// As many as there may be open files, at most MOST.
+    fn new(files: usize) -> Room {
+        let most = files.saturating_sub(OTHER_DESCRIPTORS).clamp(1, MOST);
+        Room { most, mark: most / 4 * 3, insist: false }
+    }
+
+    /// Whether the guest is to be asked now, and if so, whether to insist. The less room there is
+    /// left, the more often.
+    fn ask(&mut self, count: usize) -> Option<bool> {
+        if count < self.mark || count >= self.most {
+            return None;
+        }
+        self.mark = count + (self.most - count).div_ceil(2);
+        Some(std::mem::replace(&mut self.insist, true))
+    }
+
+    /// Half of it is free: the guest has done what it was asked for.
+    fn freed(&mut self, count: usize) {
+        if count <= self.most / 2 {
+            (self.mark, self.insist) = (self.most / 4 * 3, false);
+        }
+    }
+}
+
 pub struct Nodes {
+    room: Room,
     by_number: HashMap<u64, Node>,
     by_key: HashMap<Key, u64>,
     next: u64,
@@ -90,10 +127,11 @@ fn key(mounts: &mut Mounts, fd: BorrowedFd, stat: &Statx) -> Key {
 }
 
 impl Nodes {
-    /// With `root` as the only one.
-    pub fn new(root: OwnedFd, mounts: Mounts) -> Result<Nodes> {
+    /// With `root` as the only one; `files`: how many descriptors there may be.
+    pub fn new(root: OwnedFd, mounts: Mounts, files: usize) -> Result<Nodes> {
         let (by_number, by_key) = (HashMap::new(), HashMap::new());
-        let mut nodes = Nodes { by_number, by_key, next: ROOT, mounts };
+        let room = Room::new(files);
+        let mut nodes = Nodes { room, by_number, by_key, next: ROOT, mounts };
         let stat = stat(&root)?;
         let key = key(&mut nodes.mounts, root.as_fd(), &stat);
         nodes.insert(root, key, &stat);
@@ -104,6 +142,7 @@ impl Nodes {
     pub fn clear(&mut self) {
         self.by_number.retain(|&number, _| number == ROOT);
         self.by_key.retain(|_, &mut number| number == ROOT);
+        self.room.freed(0);
     }
 
     pub fn get(&self, number: u64) -> Result<&Node> {
@@ -142,7 +181,7 @@ impl Nodes {
             self.get_mut(number)?.lookups += 1;
             return Ok((number, false));
         }
-        if self.by_number.len() >= MOST {
+        if self.by_number.len() >= self.room.most {
             return Err(Errno::NFILE);
         }
         let number = self.insert(fd, key, stat);
@@ -161,6 +200,16 @@ impl Nodes {
         number
     }
 
+    /// Whether the guest should be told of no file that it has not asked for.
+    pub fn is_crowded(&self) -> bool {
+        self.by_number.len() >= self.room.most / 4 * 3
+    }
+
+    /// Whether the guest is to be asked to forget files, and if so, whether to insist.
+    pub fn ask_to_forget(&mut self) -> Option<bool> {
+        self.room.ask(self.by_number.len())
+    }
+
     /// The guest has forgotten `count` of the times that it was told of the node; returns the node
     /// when none is left.
     pub fn forget(&mut self, number: u64, count: u64) -> Option<Node> {
@@ -173,6 +222,32 @@ impl Nodes {
         if self.by_key.get(&node.key) == Some(&number) {
             self.by_key.remove(&node.key);
         }
+        self.room.freed(self.by_number.len());
         Some(node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_is_asked_the_more_the_less_room_there_is() {
+        let mut room = Room::new(1000 + OTHER_DESCRIPTORS);
+        let mut ask = |count| room.ask(count);
+        assert_eq!((ask(749), ask(750), ask(751)), (None, Some(false), None));
+        assert_eq!((ask(875), ask(876), ask(938)), (Some(true), None, Some(true)));
+        assert_eq!(ask(1000), None);
+        room.freed(501);
+        assert_eq!(room.ask(749), None);
+        room.freed(500);
+        assert_eq!((room.ask(749), room.ask(750)), (None, Some(false)));
+    }
+
+    #[test]
+    fn there_are_no_more_nodes_than_descriptors() {
+        assert_eq!(Room::new(usize::MAX).most, MOST);
+        assert_eq!(Room::new(1024).most, 1024 - OTHER_DESCRIPTORS);
+        assert_eq!(Room::new(10).most, 1);
     }
 }

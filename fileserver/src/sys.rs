@@ -134,6 +134,15 @@ pub fn ioctl(file: &OwnedFd, request: u32, data: &mut [u8; 32]) -> Result<()> {
     check(result.into()).map(|_| ())
 }
 
+/// Raises how many descriptors there may be as far as is allowed; returns that.
+pub fn most_descriptors() -> usize {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let limit = setrlimit(Resource::Nofile, raised).map_or(limit.current, |()| limit.maximum);
+    limit.map_or(usize::MAX, |limit| limit as usize)
+}
+
 /// Takes a descriptor that was inherited under this number.
 pub fn inherited(number: i32) -> Result<OwnedFd> {
     // SAFETY: the starter has put it there for us, and nothing else of this program knows it.

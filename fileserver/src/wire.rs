@@ -22,6 +22,8 @@ pub const BEGIN: u32 = 0x0c10_0001;
 pub const TAKEN: u32 = 0x0c10_0002;
 /// To the relay: that bulk data of a request has been taken.
 pub const FREED: i32 = 0x0c10_0003;
+/// That the guest's kernel should forget files that it does not use; with 1: their data, too.
+pub const FORGET: i32 = 0x0c10_0004;
 
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
