@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
 
+from cloche.base.typed import replace
 from cloche.heart.blame import explained, explained_exec
 from cloche.model.oci import Config, Mount, load_config
 from cloche.wire.answers import AgentFailure

@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.base.errors import ConfigError
+from cloche.base.typed import convert
 from cloche.model.device_filter import ALWAYS, check_device_rules, device_filter
 from cloche.model.oci_linux import DeviceRule
 from cloche.model.spec import default_spec
@@ -23,7 +23,7 @@ DENY_ALL = {"allow": False, "access": "rwm"}
 
 
 def rules(*each: dict[str, Any]) -> tuple[DeviceRule, ...]:
-    return msgspec.convert(each, tuple[DeviceRule, ...])
+    return tuple(convert(rule, DeviceRule) for rule in each)
 
 
 def verdict(program: bytes | None, kind: int, major: int, minor: int, access: int) -> bool:

@@ -95,5 +95,19 @@ def test_what_follows_a_process(names: list[str], most: int) -> None:
     )
     done = subprocess.run([*BARE, "-c", code], capture_output=True, text=True, check=True)
     found = {*done.stdout.split()}
-    assert not found & {*HEAVY, "termios"}
+    assert not found & {*HEAVY, "termios", "ctypes"}
     assert len(found) <= most, sorted(found)
+
+
+def test_the_supervisor_of_an_engines_container() -> None:
+    """All that it imports until its container runs; tests/vm/test_start_imports.py has `run`'s."""
+    of_heart = "supervisor sandbox container network view signals connection stdio"
+    names = [*(f"heart.{name}" for name in of_heart.split()), "host.taps", "host.view"]
+    code = (
+        "import sys\n"
+        f"sys.path[:0] = {[entry for entry in sys.path if entry]!r}\n"
+        f"import {', '.join(f'cloche.{name}' for name in names)}\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([*BARE, "-c", code], capture_output=True, text=True, check=True)
+    assert not {*done.stdout.split()} & {*HEAVY, "termios", "ctypes", "heapq", "datetime"}

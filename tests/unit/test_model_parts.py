@@ -86,8 +86,8 @@ def test_features_can_be_written_as_json() -> None:
     [
         ("signals", {"re", "typing", "msgspec", "signal", "enum"}),
         ("spec", {"re", "typing", "msgspec", "json"}),
-        ("plan", {"pyseccomp", "hashlib", "dataclasses", "json", "pathlib", "asyncio"}),
-        ("oci", {"pyseccomp", "hashlib", "dataclasses", "json", "pathlib", "asyncio"}),
+        ("plan", {"pyseccomp", "hashlib", "re", "typing", "msgspec", "json", "collections"}),
+        ("oci", {"pyseccomp", "hashlib", "re", "typing", "msgspec", "json", "collections"}),
     ],
 )
 def test_what_an_import_brings_along(module: str, unwanted: set[str]) -> None:

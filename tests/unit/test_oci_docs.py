@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from cloche.base.errors import ConfigError
+from cloche.base.typed import Struct
 from cloche.model.oci import Config
 
+from .kinds import fields, inner, is_structure, item_of, pair_of
 from .oci_data import compiled, compiled_exec, full
 
 DOCS = Path(__file__).parents[2] / "docs/oci.md"
@@ -39,24 +39,16 @@ REFUSED: dict[str, object] = {
 }
 
 
-def fields_of(kind: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
+def fields_of(kind: type[Struct], prefix: str = "") -> Iterator[str]:
     """The JSON paths of all leaves below *kind*."""
-    for field in msgspec.structs.fields(kind):
-        path = f"{prefix}{field.encode_name}"
-        nested = list(structs_in(field.type))
-        if not nested:
+    for field in fields(kind):
+        path, item = f"{prefix}{field.name}", item_of(inner(field.kind))
+        pair = pair_of(inner(field.kind))
+        nested = item or (pair[1] if pair else inner(field.kind))
+        if is_structure(nested):
+            yield from fields_of(nested, f"{path}[]." if item else f"{path}.")
+        else:
             yield path
-        for inner in nested:
-            many = typing.get_origin(field.type) is tuple
-            yield from fields_of(inner, f"{path}[]." if many else f"{path}.")
-
-
-def structs_in(kind: Any) -> Iterator[type[msgspec.Struct]]:  # noqa: ANN401
-    """The Struct types that a field's type is made of."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        yield kind
-    for argument in typing.get_args(kind):
-        yield from structs_in(argument)
 
 
 def covers(row: str, field: str) -> bool:

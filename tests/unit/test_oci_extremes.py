@@ -8,29 +8,24 @@ from __future__ import annotations
 import copy
 import json
 import re
-import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from cloche.base.errors import ConfigError
 from cloche.heart.launch import Glance
 from cloche.host.cgroup import relative_path
-from cloche.model.oci import Config, Process, load_config, load_process, load_resources
+from cloche.model.oci import Config, Process, load_process, load_resources
 from cloche.model.oci_linux import Resources
-from cloche.model.plan import compile_container
-from cloche.model.texts import KEY, Bound, bound_of, json_path
+from cloche.model.texts import Bounded, json_path
 from cloche.wire.messages import Protocol
 
-from .oci_data import LAYOUT, full
-from .plan_types import Container
+from .kinds import MARK, Steps, keys, leaves, places, put
+from .oci_data import full
+from .oci_outcome import checked, compiled
 
-Steps = tuple[str | int, ...]
-
-MARK = "MARK-OF-THE-PLACE"
 LONG = 1 << 20
 STRINGS = {
     "NUL": "a\0b",
@@ -57,82 +52,6 @@ NUMBERS = {
 }
 
 
-def leaves(kind: Any, at: Steps = ()) -> Iterator[tuple[Steps, Any]]:  # noqa: ANN401
-    """Every place below a *kind* that is no structure, with its type; lists have one item."""
-    if typing.get_origin(kind) is typing.Annotated:
-        kind = typing.get_args(kind)[0]
-    arguments = typing.get_args(kind)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        for field in msgspec.structs.fields(kind):
-            yield from leaves(field.type, (*at, field.encode_name))
-    elif typing.get_origin(kind) is tuple:
-        yield from leaves(arguments[0], (*at, 0))
-    elif typing.get_origin(kind) is dict:
-        yield from leaves(arguments[1], (*at, MARK))
-    elif arguments:
-        for each in arguments:
-            yield from leaves(each, at)
-    elif kind is not type(None):
-        yield at, kind
-
-
-def places(kind: type, *, of: type) -> list[Steps]:
-    """The places below *kind* whose type is *of*."""
-    return sorted({at for at, found in leaves(kind) if found is of}, key=str)
-
-
-def smallest(kind: Any) -> Any:  # noqa: ANN401
-    """A value of *kind* with what it must have and no more."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return smallest(typing.get_args(kind)[0])
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return {
-            field.encode_name: smallest(field.type)
-            for field in msgspec.structs.fields(kind)
-            if field.required
-        }
-    if typing.get_origin(kind) is tuple:
-        return []
-    if typing.get_origin(kind) is dict:
-        return {}
-    if typing.get_args(kind):
-        return smallest(typing.get_args(kind)[0])
-    return {str: "x", int: 1, bool: True}.get(kind, {})
-
-
-def put(kind: Any, place: Any, steps: Steps, value: object) -> Any:  # noqa: ANN401
-    """*place*, a JSON value for *kind*, with *value* at *steps*; what is missing is made."""
-    if not steps:
-        return value
-    if place is None:
-        place = smallest(kind)
-    step, rest = steps[0], steps[1:]
-    below = type_at(kind, step)
-    if isinstance(place, list):
-        if not place:
-            place.append(smallest(below))
-        place[0] = put(below, place[0], rest, value)
-        return place
-    if step == MARK and place:
-        step = next(iter(place))
-    place[step] = put(below, place.get(step), rest, value)
-    return place
-
-
-def type_at(kind: Any, step: str | int) -> Any:  # noqa: ANN401
-    """The type of what stands at *step*."""
-    if typing.get_origin(kind) is typing.Annotated:
-        return type_at(typing.get_args(kind)[0], step)
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return next(f.type for f in msgspec.structs.fields(kind) if f.encode_name == step)
-    if typing.get_origin(kind) is tuple:
-        return typing.get_args(kind)[0]
-    if typing.get_origin(kind) is dict:
-        return typing.get_args(kind)[1]
-    inner = [each for each in typing.get_args(kind) if each is not type(None)]
-    return type_at(inner[0], step) if inner else object
-
-
 def changed(steps: Steps, value: object) -> dict[str, Any]:
     """The full config with *value* at *steps*."""
     config: dict[str, Any] = put(Config, copy.deepcopy(full()), steps, value)
@@ -152,13 +71,6 @@ def keys_of_maps(config: Any, at: Steps = ()) -> Iterator[Steps]:  # noqa: ANN40
             yield from keys_of_maps(item, (*at, step))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bundle")
-    (folder / "data").mkdir()
-    return folder
-
-
 def outcome(data: bytes, folder: Path) -> str:
     """What is wrong with that config.json; empty where a request can be made of it.
 
@@ -167,29 +79,15 @@ def outcome(data: bytes, folder: Path) -> str:
     path = folder / "config.json"
     path.write_bytes(data)
     try:
-        glance = Glance(str(path))
-        relative_path(glance.cgroups_path, "web")
-        plan, warnings = compile_container(
-            load_config(str(path)),
-            bundle=str(folder),
-            container_id="web",
-            layout=LAYOUT,
-            cgroup="web",
-            streams=(1, 2, 3),
-            terminal_size=None,
-            seccomp_cache=folder / "seccomp",
-        )
+        relative_path(Glance(str(path)).cgroups_path, "web")
+        plan = compiled(path)
     except ConfigError as error:
-        message = str(error)
-        assert re.search(r"(^|: )\$[.:\[]", message), message
-        assert "\n" not in message
+        message = checked(error)
         assert len(message) < 2000
         # What the glance cannot use, the strict parser finds a word for.
         assert not message.endswith("$: not usable"), message
         return message
-    msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Container)
     Protocol().request("create", plan)
-    assert all(re.match(r"\$\.[^\n]+$", warning) for warning in warnings)
     return ""
 
 
@@ -210,23 +108,10 @@ def test_the_places_are_many() -> None:
 
 @pytest.mark.parametrize("kind", [Config, Process, Resources])
 def test_every_string_of_the_types_says_what_becomes_of_it(kind: type) -> None:
-    for steps in places(kind, of=str):
-        marked = [KEY if step == MARK else step for step in steps]
-        assert isinstance(declared(kind, steps), Bound), steps
-        if KEY in marked:
-            at = marked.index(KEY)
-            assert isinstance(declared(kind, (*steps[:at], KEY)), Bound), steps
-
-
-def declared(kind: type, steps: tuple[object, ...]) -> Bound | None:
-    """The bound that is written at a place, not the one that unknown fields get."""
-    found = bound_of(kind, steps)
-    return found if found is not bound_of(kind, ["no such field"]) or is_free(found) else None
-
-
-def is_free(bound: Bound) -> bool:
-    """Whether nothing bounds it."""
-    return bound == Bound()
+    for steps, found in leaves(kind):
+        assert found is not str, steps
+    for steps, found in keys(kind):
+        assert isinstance(found, Bounded), steps
 
 
 @pytest.mark.parametrize("variant", STRINGS)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyseccomp  # type: ignore[import-untyped]
 import pytest
 
 from cloche.base.errors import ConfigError
+from cloche.base.msgpack import pack, unpack
+from cloche.base.typed import convert
 from cloche.model.oci import load_config
 from cloche.model.oci_linux import Seccomp
 from cloche.model.seccomp import Filter, compile_seccomp
@@ -36,7 +37,7 @@ def profile_of(name: str) -> Seccomp:
 
 
 def made(**fields: Any) -> Seccomp:  # noqa: ANN401
-    profile = msgspec.convert(fields, Seccomp)
+    profile: Seccomp = convert(fields, Seccomp)
     check_seccomp(profile)
     return profile
 
@@ -250,10 +251,10 @@ def test_a_damaged_or_foreign_cache_file_is_made_anew(tmp_path: Path, damage: by
     profile = made(defaultAction="SCMP_ACT_ALLOW", syscalls=[rule("mkdir")])
     fresh = compile_seccomp(profile, tmp_path)
     (file,) = tmp_path.iterdir()
-    other = msgspec.msgpack.encode(Filter(b"another profile of that checksum", b"", 0))
+    other = pack([b"another profile of that checksum", b"", 0, []])
     file.write_bytes(other if damage is None else damage)
     assert compile_seccomp(profile, tmp_path) == fresh
-    assert msgspec.msgpack.decode(file.read_bytes(), type=Filter) == fresh
+    assert convert(unpack(file.read_bytes()), Filter) == fresh
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.base.errors import GuestError
+from cloche.base.typed import plain as plain_record
 from cloche.wire import frames
 from cloche.wire.messages import AgentError, Credit, Data, Eof, Event, Protocol, Reply
 
@@ -80,7 +81,7 @@ def check_reply(received: object, number: int, body: dict[str, Any]) -> None:
         assert (listed(received.value), received.error) == (body["ok"], None)
     else:
         assert received.error is not None
-        assert msgspec.structs.asdict(received.error) == body["err"]
+        assert plain_record(received.error) == body["err"]
 
 
 def listed(value: Any) -> Any:  # noqa: ANN401 (any value of a reply)

@@ -44,6 +44,15 @@ def loads(text: str | bytes) -> Any:  # noqa: ANN401 (any JSON value)
     return value
 
 
+def first(text: str, position: int) -> tuple[Any, int]:
+    """The JSON value that begins at *position*, and where it ends; ValueError where none does."""
+    try:
+        found: tuple[Any, int] = make_scanner(_Rules)(text, position)  # type: ignore[arg-type]
+    except (StopIteration, SystemError, ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    return found
+
+
 def problem(text: str | bytes) -> str:
     """What is wrong with a text that `loads` refuses, and where; empty where nothing is."""
     import json  # there is time now
@@ -52,6 +61,8 @@ def problem(text: str | bytes) -> str:
         json.loads(text)
     except ValueError as error:
         return str(error)
+    except RecursionError:
+        return "nested too deeply"
     return ""
 
 

@@ -7,9 +7,9 @@ from signal handlers: signals arrive as readable bytes through `signal.set_wakeu
 
 from __future__ import annotations
 
-import heapq
 import os
 import select
+from _heapq import heappop, heappush  # heapq itself is Python code that nobody needs
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -116,7 +116,7 @@ class Loop:
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         """Call *callback* once, *seconds* from now."""
         timer = Timer(monotonic() + seconds, callback)
-        heapq.heappush(self._timers, timer)
+        heappush(self._timers, timer)
         return timer
 
     def start(self, coroutine: Coroutine[Future, None, Any]) -> Future:
@@ -146,7 +146,7 @@ class Loop:
         """Wait for the next event or timer and handle what is due."""
         timeout = -1.0
         while self._timers and self._timers[0].callback is None:
-            heapq.heappop(self._timers)
+            heappop(self._timers)
         if self._timers:
             timeout = max(0.0, self._timers[0].due - monotonic())
         for fd, events in self._epoll.poll(timeout):
@@ -155,7 +155,7 @@ class Loop:
                 handler(events)
         now = monotonic()
         while self._timers and self._timers[0].due <= now:
-            timer = heapq.heappop(self._timers)
+            timer = heappop(self._timers)
             if timer.callback is not None:
                 timer.callback()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import BootError, ClocheError, GuestError
 from cloche.base.loop import Future
@@ -22,8 +21,10 @@ from cloche.wire.messages import (
     Reply,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.heart.greeting import Greeting
     from cloche.vmm.vm import Vm

@@ -6,8 +6,6 @@ The agent knows nothing of config.json: its errors say at which step, and on wha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.base.errors import GuestError
 from cloche.model.cgroup import RESOURCES, field_of
 from cloche.model.mounts import parse_options
@@ -16,6 +14,7 @@ from cloche.model.problems import quoted
 from cloche.model.rlimits import RLIMITS
 from cloche.model.validate import sysctl_path
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci import Config, Process
     from cloche.model.oci_linux import Linux, Resources

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError, ConfigError, StateError
-from cloche.heart.news import OomNews
+from cloche.base.quick import suppress
 from cloche.heart.process import SIGKILL, GuestProcess
 from cloche.heart.stdio import stdio_of
 from cloche.host.cgroup import apply, relative_path
@@ -21,10 +19,14 @@ from cloche.model.state import CREATED, OCI_VERSION, PAUSED, State, process_star
 from cloche.vmm.argv import disk_serial
 from cloche.wire.messages import AgentError, TooLongError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloche.base.limits import Rlimits
     from cloche.base.loop import Future
     from cloche.heart.launch import Request
+    from cloche.heart.news import OomNews
     from cloche.heart.sandbox import Sandbox
     from cloche.host.view import View
     from cloche.model.host_cgroup import HostSetting
@@ -55,7 +57,7 @@ class Container:
         self.plan: dict[str, Any] = {}
         self.processes: dict[str, GuestProcess] = {}
         self.paused_from = CREATED
-        self.oom_news = OomNews(sandbox.loop)
+        self._news: OomNews | None = None
         self.state = State(request.root, request.id, {"status": "creating"})
 
     def prepare(self) -> None:
@@ -99,6 +101,14 @@ class Container:
         process.update(self.init.terminal_plan)
         self.plan = plan
         self.sandbox.warnings += warnings
+
+    def news(self) -> OomNews:
+        """What is told of kills for want of memory, and to whom."""
+        if self._news is None:
+            from cloche.heart.news import OomNews
+
+            self._news = OomNews(self.sandbox.loop)
+        return self._news
 
     @property
     def seccomp_cache(self) -> str:
@@ -272,7 +282,7 @@ class Container:
         """
         if self.state.fields["status"] == before:
             self.state.fields["status"] = status
-            with contextlib.suppress(ClocheError):
+            with suppress(ClocheError):
                 self.state.save()
 
     def hang_up(self) -> None:

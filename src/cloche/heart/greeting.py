@@ -1,6 +1,6 @@
 """What every guest is sent first: a handshake, the share, what a clone must not share with others.
 
-Imported on the start path before QEMU runs, so nothing that msgspec is needed for.
+Imported on the start path before QEMU runs.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from time import time_ns
 
+from cloche.base.msgpack import pack
 from cloche.host.share import GUEST_SHARE
 from cloche.vmm.argv import SHARE_TAG
 from cloche.wire import frames
-from cloche.wire.pack import pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

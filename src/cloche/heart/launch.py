@@ -1,8 +1,7 @@
 """What `create` and `run` know before QEMU starts, and the fork of the supervisor.
 
 Imported on the start path before QEMU runs: json, os and nothing more. config.json is only
-glanced at here, for the VM's size and network; the supervisor parses it strictly (msgspec, 30 ms)
-while QEMU starts.
+glanced at here, for the VM's size and network; the supervisor parses it strictly while QEMU starts.
 """
 
 from __future__ import annotations

@@ -7,12 +7,10 @@ and hands it over: descriptors of the mounts, of its stdio, and the text itself.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from cloche.base.errors import ClocheError, ConfigError, StateError
 from cloche.base.loop import Future
+from cloche.base.typed import convert
 from cloche.heart.blame import explained
 from cloche.heart.container import Container
 from cloche.heart.launch import Request
@@ -26,8 +24,11 @@ from cloche.model.state import CREATED
 from cloche.model.update import check_room
 from cloche.wire.messages import AgentError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cloche.heart.control import Connection
+    from typing import Any
+
+    from cloche.heart.connection import Connection
     from cloche.heart.sandbox import Sandbox
     from cloche.model.host_cgroup import HostSetting
 
@@ -44,7 +45,7 @@ class Member(Container):
         self.exited = Future()
         self._pid = int(message["pid"])
         self._joins: dict[str, str] = message["joins"]
-        self._told = msgspec.convert(message["sources"], Sources)
+        self._told: Sources = convert(message["sources"], Sources)
         self._fds: list[int] = []
 
     async def bring_up(self, fds: list[int]) -> list[str]:
@@ -185,7 +186,7 @@ class Member(Container):
         finally:
             self.sandbox.share.detach(self.id)
             self.sandbox.containers.pop(self.id, None)
-            self.oom_news.end()
+            self.news().end()
             self.exited.set(ended.value)
 
 

@@ -6,15 +6,16 @@ Imported once the first one is asked for: most containers never need any.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError
 from cloche.guest.module_store import ModuleStore
 from cloche.guest.modules import read_module
 from cloche.wire.messages import AgentError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.base.loop import Loop
     from cloche.heart.agent import Agent

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from cloche.base.errors import ClocheError
 from cloche.host.dns import LATE_RESOLVER, DnsRelay, loopback_nameservers
 from cloche.host.link_events import LinkEvents
@@ -18,8 +16,10 @@ from cloche.host.network import (
 )
 from cloche.host.redirect import untie
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.base.loop import Future, Loop
     from cloche.heart.agent import Agent

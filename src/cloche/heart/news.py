@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.base.loop import Loop
-    from cloche.heart.control import Connection
+    from cloche.heart.connection import Connection
 
 # The guest is not trusted: whatever it says, its watchers hear no more often than this.
 INTERVAL_S = 0.05

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import TYPE_CHECKING, Any
 
+from cloche.base import fastjson
 from cloche.base.errors import ClocheError, GuestError, StateError
 from cloche.heart.blame import explained, explained_exec
 from cloche.heart.process import SIGKILL
@@ -14,12 +13,14 @@ from cloche.model.oci import load_process, load_resources
 from cloche.model.state import CREATED, PAUSED, RUNNING
 from cloche.wire.messages import AgentError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from cloche.base.loop import Future
+    from cloche.heart.connection import Connection
     from cloche.heart.container import Container
-    from cloche.heart.control import Connection
 
     Operation = Callable[["Connection", dict[str, Any], list[int]], Coroutine[Future, None, Any]]
 
@@ -84,7 +85,7 @@ async def execute(
         if status not in (RUNNING, CREATED) and not (status == PAUSED and request.get("paused")):
             hint = "pass --ignore-paused" if status == PAUSED else ""
             raise StateError(f"cannot exec in a {status} container", hint=hint)
-        process = load_process(json.dumps(request["process"]).encode(), "process")
+        process = load_process(fastjson.dumps(request["process"]).encode(), "process")
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -177,7 +178,7 @@ async def update(connection: Connection, request: dict[str, Any], fds: list[int]
     from cloche.heart import resources
 
     container = _container(connection, request)
-    wanted = load_resources(json.dumps(request["resources"]).encode())
+    wanted = load_resources(fastjson.dumps(request["resources"]).encode())
     return await resources.update(container, wanted)
 
 
@@ -190,7 +191,7 @@ async def stats(connection: Connection, request: dict[str, Any], fds: list[int])
 
 async def watch(connection: Connection, request: dict[str, Any], fds: list[int]) -> None:
     """Tell on this connection of kills for want of memory, from now on."""
-    connection.watched = _container(connection, request).oom_news
+    connection.watched = _container(connection, request).news()
     connection.watched.watchers.add(connection)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from typing import TYPE_CHECKING, Any
 
 from cloche.base import fastjson
 from cloche.base.errors import ClocheError
 from cloche.base.loop import READ, Future, Loop, read_some
+from cloche.base.quick import suppress
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloche.heart.launch import Channel
     from cloche.vmm.integrity import Image
 
@@ -84,7 +86,7 @@ class Parent:
         self._buffer += data or b""
         while b"\n" in self._buffer:
             line, self._buffer = self._buffer.split(b"\n", 1)
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 event = fastjson.loads(line).get("event")
                 if event in ("hooks done", "joined"):
                     (self._hooks if event == "hooks done" else self._joined).set()

@@ -9,17 +9,18 @@ first container does the rest in the guest.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.base import syscalls
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.loop import READ, Future, Loop
 from cloche.base.quick import suppress
+from cloche.base.typed import plain
 from cloche.heart.client import Client, ask
 from cloche.heart.launch import Channel
 from cloche.host.share import Share
 from cloche.model.state import State, list_states
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
@@ -169,8 +170,6 @@ def _trees(request: Request, config: Config, sources: Sources) -> list[int]:
 def _join(
     request: Request, joins: dict[str, str], sources: Sources, fds: list[int]
 ) -> tuple[Client, dict[str, Any]]:
-    import msgspec
-
     client = Client(State(request.root, request.id, {}))
     answer: dict[str, Any] = client.request(
         "join",
@@ -181,7 +180,7 @@ def _join(
         console_socket=request.console_socket,
         foreground=request.foreground,
         limits=request.limits,
-        sources=msgspec.to_builtins(sources),
+        sources=plain(sources),
     )
     return client, answer
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.base.loop import Future
 from cloche.base.text import printable
 from cloche.heart.streams import is_null, is_same
 from cloche.heart.terminal import window_size
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -10,18 +10,19 @@ it answers again.
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError, GuestError
 from cloche.base.loop import Future
-from cloche.host.cputime import CpuTime
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.base.loop import Loop, Timer
     from cloche.heart.agent import Agent
     from cloche.heart.files import Files
+    from cloche.host.cputime import CpuTime
     from cloche.vmm.vm import Vm
 
 TICK_S = 1.0
@@ -75,7 +76,7 @@ class Pulse:
         self.on_files_lost: Callable[[str], object] = lambda text: None
         # Whether they wait for files, too.
         self._guards: dict[Future, bool] = {}
-        self._cpu = CpuTime()
+        self._cpu_time: CpuTime | None = None
         self._timer: Timer | None = None
         self._last = 0.0
         # As many replies as had come at the last tick, and at the last of the slow ones.
@@ -200,7 +201,7 @@ class Pulse:
             return
         now = monotonic()
         elapsed, self._last = now - self._last, now
-        kept = self._cpu.look(self._vm.pid, elapsed)
+        kept = self._cpu().look(self._vm.pid, elapsed)
         if self._heard != self._agent.replies or self._vm.is_replaceable:
             self._heard = self._agent.replies
             self._restart()
@@ -208,13 +209,20 @@ class Pulse:
         elif elapsed <= TICK_S + LATE_S:
             self._passed += elapsed
             self._counted += elapsed - kept
-            self._used += self._cpu.used
+            self._used += self._cpu().used
         if self._is_greeted:
             self.check()
         self._judge()
         self._judge_files(elapsed)
         delay = TICK_S if self.silent is None else IDLE_S
         self._timer = self._loop.call_later(delay, self._tick)
+
+    def _cpu(self) -> CpuTime:
+        if self._cpu_time is None:  # most guests answer before the first tick
+            from cloche.host.cputime import CpuTime
+
+            self._cpu_time = CpuTime()
+        return self._cpu_time
 
     @property
     def _is_greeted(self) -> bool:
@@ -225,7 +233,7 @@ class Pulse:
         limit = (
             BOOT_S if (self._vm.is_booting and not self._is_greeted) or self.is_slow else SILENT_S
         )
-        if self._cpu.is_stopped or self._vm.console.has_panicked:
+        if self._cpu().is_stopped or self._vm.console.has_panicked:
             limit = HOPELESS_S
         if self.silent is not None:
             return
@@ -235,7 +243,7 @@ class Pulse:
             self._fall_silent()
 
     def _fall_silent(self) -> None:
-        self.was_stopped = self._cpu.is_stopped
+        self.was_stopped = self._cpu().is_stopped
         name, why = self._id, f"no answer for {self._passed:.0f} s: {self._cause()}"
         self.silent = SilentError(
             f"container {name}: its guest is silent: {why}",
@@ -299,7 +307,7 @@ class Pulse:
 
     def _cause(self) -> str:
         """What the host can see of it."""
-        if self._cpu.is_stopped:
+        if self._cpu().is_stopped:
             return f"QEMU (process {self._vm.pid}) is stopped; kill -CONT lets it go on"
         if self._vm.console.has_panicked:
             return "its kernel panicked and did not restart"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING, Any
-
 from cloche.base.errors import GuestError, StateError
+from cloche.base.quick import suppress
 from cloche.heart.blame import explained_update
 from cloche.host.usage import vm_usage
 from cloche.model.cgroup import check_resources, resource_warnings
@@ -15,7 +13,10 @@ from cloche.model.update import changes, check_room, exceeds_limit, merged
 from cloche.vmm.shape import GUEST_OVERHEAD, MIB
 from cloche.wire.messages import AgentError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloche.heart.container import Container
     from cloche.heart.sandbox import Sandbox
     from cloche.model.host_cgroup import HostSetting
@@ -60,7 +61,7 @@ async def _take_back(container: Container, after: Resources, before: Resources) 
     """Undo what was written of *after*, for what *before* has a value to go back to."""
     container.bound(_beyond(after, before), "$")
     if values := changes(after, before):
-        with contextlib.suppress(GuestError):
+        with suppress(GuestError):
             sandbox = container.sandbox
             written = sandbox.agent.call("cgroup_write", {"id": container.id, "values": values})
             await sandbox.pulse.guard(written)

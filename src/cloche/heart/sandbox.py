@@ -6,7 +6,6 @@ import _signal  # type: ignore[import-not-found] # signal proper makes enumerati
 import gc
 import os
 import time
-from typing import TYPE_CHECKING, Any
 
 from cloche.base.errors import ClocheError, StateError
 from cloche.base.loop import Loop
@@ -20,7 +19,10 @@ from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.wire.messages import AgentError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cloche.base.loop import Future
     from cloche.heart.container import Container
     from cloche.heart.control import ControlServer
@@ -220,7 +222,10 @@ class Sandbox:
         if self.request.at_once:
             steps.append(container.start())
         # What is needed once it runs: while the program runs, it is in its way.
-        import cloche.heart.control  # noqa: F401
+        import cloche.heart.control
+
+        if not self.request.at_once:  # by an engine, which asks for more
+            import cloche.heart.connection  # noqa: F401
 
         try:
             await self._answered(*steps)
@@ -347,7 +352,7 @@ class Sandbox:
         now = time.monotonic()
         if container is None:
             return
-        container.oom_news.tell()
+        container.news().tell()
         if self.vm.exited.done or now < self._next_oom:
             return
         from cloche.host import oom

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found] # signal proper makes enumerations, 2 ms
 import os
-from typing import TYPE_CHECKING
 
 from cloche.base.loop import READ, Loop, read_some
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

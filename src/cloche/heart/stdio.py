@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from cloche.heart.terminal import open_console, own_console
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.heart.launch import Request
     from cloche.model.oci import Config

@@ -10,12 +10,12 @@ from __future__ import annotations
 import _socket  # socket proper imports selectors and enum, 5 ms
 import os
 import stat
-from typing import TYPE_CHECKING
 
 from cloche.base.errors import GuestError
 from cloche.base.loop import READ, WRITE, Future, Loop
 from cloche.wire.frames import CREDIT_STEP, WINDOW
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -13,7 +13,7 @@ from cloche.base.errors import ClocheError
 from cloche.base.files import read_text
 from cloche.base.limits import explained, lift
 from cloche.base.loop import Loop
-from cloche.base.quick import import_msgspec, suppress
+from cloche.base.quick import suppress
 from cloche.base.text import printable
 from cloche.heart.launch import HOST_NETWORK, NEW_NETWORK, Channel, Request
 from cloche.heart.machine import start_machine
@@ -38,8 +38,7 @@ def supervise(request: Request, channel_fd: int) -> int:
         for tap in taps:
             os.close(tap.fd)
         channel.send({"event": "namespaces", "vm_pid": machine.vm.pid})
-        # From here on QEMU runs beside us: the expensive imports cost no time.
-        import_msgspec()
+        # From here on QEMU runs beside us: the other imports take no time of its own.
         from cloche.heart.sandbox import Sandbox
 
         sandbox = Sandbox(loop, request, machine, share, taps, channel)
@@ -68,7 +67,7 @@ def _enter(request: Request) -> tuple[Share, list[Tap]]:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)  # the channel tells if it is gone already
     if request.glance.oom_score_adj is not None:
         # Engines protect themselves, and what they start, from the host's OOM killer.
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="utf-8") as file:
             file.write(str(request.glance.oom_score_adj))
     has_network = _enter_network(request)
     share = Share(os.path.join(request.directory, "share"))

@@ -1,16 +1,13 @@
 """Pseudo-terminals on the host: the engine holds the master, we relay the slave, raw.
 
 The guest's own pty does echo, line editing and Ctrl-C; ours only carries bytes, the window size
-and the hang-up. Imported by `run` and `exec` too: nothing but termios, fcntl and os.
+and the hang-up. Imported by `run` and `exec` too: termios only where there is a terminal.
 """
 
 from __future__ import annotations
 
-import array
 import fcntl
 import os
-import struct
-import termios
 
 from cloche.base.errors import ClocheError
 from cloche.base.files import short_path
@@ -19,12 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+# <asm-generic/ioctls.h>
+_TIOCSCTTY, _TIOCGWINSZ, _TIOCSWINSZ = 0x540E, 0x5413, 0x5414
+
 
 def make_raw(fd: int, *, output: bool) -> list[Any]:
     """Put the terminal *fd* into raw mode (cfmakeraw(3)); returns its settings before.
 
     Without *output* that is for what is typed only: what is printed is shown as ever.
     """
+    import termios
+
     before = termios.tcgetattr(fd)
     iflag, oflag, cflag, lflag, ispeed, ospeed, cc = termios.tcgetattr(fd)
     iflag &= ~(
@@ -41,6 +43,8 @@ def make_raw(fd: int, *, output: bool) -> list[Any]:
 
 def restore(fd: int, settings: list[Any]) -> None:
     """Undo make_raw."""
+    import termios
+
     termios.tcsetattr(fd, termios.TCSADRAIN, settings)
 
 
@@ -61,16 +65,16 @@ def own_console() -> int:
 def window_size(fd: int) -> tuple[int, int]:
     """Rows and columns of the terminal *fd*; 0, 0 when it is none."""
     try:
-        answer = fcntl.ioctl(fd, termios.TIOCGWINSZ, bytes(8))
+        answer = fcntl.ioctl(fd, _TIOCGWINSZ, bytes(8))  # struct winsize: four shorts
     except OSError:
         return 0, 0
-    rows, columns, _, _ = struct.unpack("HHHH", answer)
-    return rows, columns
+    return int.from_bytes(answer[:2], "little"), int.from_bytes(answer[2:4], "little")
 
 
 def set_window_size(fd: int, rows: int, columns: int) -> None:
     """Give the terminal *fd* a size."""
-    fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    size = rows.to_bytes(2, "little") + columns.to_bytes(2, "little")
+    fcntl.ioctl(fd, _TIOCSWINSZ, size + bytes(4))
 
 
 def open_console(console_socket: str, size: tuple[int, int]) -> int:
@@ -90,7 +94,7 @@ def open_console(console_socket: str, size: tuple[int, int]) -> int:
     try:
         with short_path(console_socket) as path:
             channel.connect(path)
-        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [master]).tobytes())
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, master.to_bytes(4, "little"))
         channel.sendmsg([name], [rights])
     except OSError as error:
         os.close(slave)
@@ -101,5 +105,5 @@ def open_console(console_socket: str, size: tuple[int, int]) -> int:
     finally:
         channel.close()
         os.close(master)
-    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    fcntl.ioctl(slave, _TIOCSCTTY, 0)
     return slave

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import _socket as socket  # socket proper imports selectors and enum, 5 ms
 from time import monotonic
 
 from cloche.base.loop import READ

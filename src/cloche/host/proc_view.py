@@ -13,15 +13,16 @@ from __future__ import annotations
 import os
 import struct
 import time
-from typing import TYPE_CHECKING, Any
 
 from cloche.base import syscalls
 from cloche.base.loop import READ
 from cloche.base.quick import suppress
 from cloche.host.proc_files import files_of, host_boot
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from cloche.base.loop import Future, Loop
 

@@ -6,20 +6,21 @@ unpacks the layers (ownership, whiteouts, xattrs, device nodes), mkfs.erofs pack
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import uuid
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cloche.base.errors import ClocheError, ConfigError
 from cloche.base.files import write_atomically
+from cloche.base.typed import Struct, field
 from cloche.image import archive, tools
 from cloche.image.accounts import read_accounts
 from cloche.image.model import Image, ImageConfig
 from cloche.image.reference import Kind, Source
 from cloche.image.store import IMAGE_NAME, Manifest, Store, locked, workspace, write_manifest
+from cloche.model.texts import from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,24 +42,24 @@ ARCHITECTURES = {
 }
 
 
-class _Descriptor(msgspec.Struct):
+class _Descriptor(Struct):
     digest: str
     size: int = 0
-    media_type: str = msgspec.field(default="", name="mediaType")
+    media_type: str = field(default="", name="mediaType")
 
 
-class _Index(msgspec.Struct):
+class _Index(Struct):
     manifests: list[_Descriptor]
 
 
-class _Manifest(msgspec.Struct):
+class _Manifest(Struct):
     config: _Descriptor
     layers: list[_Descriptor]
 
 
-class _Run(msgspec.Struct, rename="pascal"):
+class _Run(Struct, rename="pascal"):
     user: str | None = None
-    exposed_ports: dict[str, msgspec.Raw] | None = None
+    exposed_ports: dict[str, object | None] | None = None
     env: list[str] | None = None
     entrypoint: list[str] | None = None
     cmd: list[str] | None = None
@@ -66,7 +67,7 @@ class _Run(msgspec.Struct, rename="pascal"):
     stop_signal: str | None = None
 
 
-class _ImageFile(msgspec.Struct):
+class _ImageFile(Struct):
     """The OCI image configuration (image-spec config.md), as far as it is used here."""
 
     architecture: str = ""
@@ -145,7 +146,7 @@ def _explain_copy(source: Source, error: tools.ToolError) -> ClocheError:
 
 
 def _choose_tag(source: Source) -> ConfigError:
-    index = msgspec.json.decode((source.path / "index.json").read_bytes())
+    index = json.loads((source.path / "index.json").read_bytes())
     names = [
         str(entry["annotations"]["org.opencontainers.image.ref.name"])
         for entry in index["manifests"]
@@ -178,10 +179,10 @@ def _blob(work: Path, descriptor: _Descriptor) -> bytes:
 def _read_manifest(source: Source, work: Path) -> tuple[str, _Manifest]:
     """The digest and the content of the manifest that skopeo has written."""
     try:
-        index = msgspec.json.decode((work / LAYOUT / "index.json").read_bytes(), type=_Index)
+        index = from_json((work / LAYOUT / "index.json").read_bytes(), _Index)
         [descriptor] = index.manifests
-        return descriptor.digest, msgspec.json.decode(_blob(work, descriptor), type=_Manifest)
-    except (ValueError, msgspec.MsgspecError) as error:
+        return descriptor.digest, from_json(_blob(work, descriptor), _Manifest)
+    except (ValueError, ConfigError) as error:
         raise ConfigError(
             f"image {source.text}: manifest: {error}", hint="the image is broken: build it again"
         ) from error
@@ -190,8 +191,8 @@ def _read_manifest(source: Source, work: Path) -> tuple[str, _Manifest]:
 def _read_config(source: Source, work: Path, manifest: _Manifest) -> ImageConfig:
     """The image's configuration; ConfigError where it is malformed or for another machine."""
     try:
-        image = msgspec.json.decode(_blob(work, manifest.config), type=_ImageFile)
-    except msgspec.MsgspecError as error:
+        image: _ImageFile = from_json(_blob(work, manifest.config), _ImageFile)
+    except ConfigError as error:
         raise ConfigError(
             f"image {source.text}: configuration: {error}",
             hint="the image is broken: build it again",

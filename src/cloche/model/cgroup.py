@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from msgspec import Struct
-
+from cloche.base.typed import Struct
 from cloche.model.cpus import DEFAULT_PERIOD, cpu_limit, parse_cpus
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci import Config
     from cloche.model.oci_linux import CPU, Memory, Resources
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
 RESOURCES = "$.linux.resources"
 
 
-class Limits(Struct, frozen=True):
+class Limits(Struct):
     """What a container may use, as far as it decides the shape of its VM."""
 
     memory: int | None  # bytes

@@ -8,13 +8,12 @@ processes in a guest. The guest's own tree (cgroup v2) does, from the container'
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
+from cloche.base.typed import replace
 from cloche.model.mounts import MS_RDONLY, parse_options
 from cloche.model.validate_mounts import is_bind
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
 
+from cloche.base.typed import Struct
 from cloche.model.oci_linux import DeviceRule
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -39,7 +40,7 @@ ALWAYS = tuple(
 DISKS = DeviceRule(allow=True, type="b", access="rwm")
 
 
-class _Rule(NamedTuple):
+class _Rule(Struct):
     """One rule; -1 stands for every number, kind 0 for every kind."""
 
     allow: bool
@@ -112,9 +113,8 @@ def _needed(rules: list[_Rule]) -> list[_Rule]:
 
 def _tidied(run: list[_Rule]) -> list[_Rule]:
     """Rules of one verdict in an order of their own, without those that another one covers."""
-    return sorted(
-        rule for rule in run if not any(other.covers(rule) for other in run if other != rule)
-    )
+    left = (rule for rule in run if not any(each.covers(rule) for each in run if each != rule))
+    return sorted(left, key=lambda rule: (rule.kind, rule.major, rule.minor, rule.access))
 
 
 # Opcodes of linux/bpf_common.h and linux/bpf.h: class, operation, source.

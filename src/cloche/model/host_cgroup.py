@@ -6,17 +6,17 @@ host's processors, memory nodes and disks. Memory and the number of processors b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
+from cloche.base.typed import Struct
 from cloche.model.cgroup import cpu_weight
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cloche.model.oci_linux import BlockIO, Resources
 
 
-class HostSetting(NamedTuple):
+class HostSetting(Struct):
     """One limit: the first of *files* that the cgroup has is written.
 
     *field* is its name below resources. Where there is none of the files that is an error, or, if

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.model.cpus import parse_cpus
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci_linux import MemoryPolicy
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from cloche.base.typed import Struct
 
-from msgspec import Struct
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MS_RDONLY = 1
 MS_NOSUID = 2
@@ -118,7 +120,7 @@ RECURSIVE = {
 IDMAP = ("idmap", "ridmap")
 
 
-class MountOptions(Struct, frozen=True):
+class MountOptions(Struct):
     """What a list of options comes to."""
 
     flags: int  # MS_*

@@ -5,36 +5,32 @@ they say is checked by cloche.model.validate before anyone sees them. ``null`` m
 it does for runc.
 """
 
-# Annotations are objects here: msgspec would take 2 ms of each start to compile strings.
-
-from typing import Annotated, TypeVar
-
-import msgspec
-from msgspec import Meta, Struct, field
+# Annotations are objects here: base.typed looks at them.
 
 from cloche.base.errors import ConfigError
+from cloche.base.typed import Int, Struct, field, replace
 from cloche.model import validate
 from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux, Resources
 from cloche.model.oci_vm import VM
-from cloche.model.problems import refuse, reworded
-from cloche.model.texts import (
-    Argument,
-    FreeText,
-    PageText,
-    PathText,
-    cleaned,
-    refuse_no_text,
-)
+from cloche.model.texts import Argument, FreeText, PageText, PathText, from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Length = int
+    OomScore = int
+else:
+    Length = Int(0, 0xFFFF)
+    OomScore = Int(-1000, 1000)
 
 
-class Root(Struct, frozen=True):
+class Root(Struct):
     """The container's root file system on the host."""
 
     path: PathText
     readonly: bool = False
 
 
-class Mount(Struct, frozen=True, rename="camel"):
+class Mount(Struct, rename="camel"):
     """One mount below the root, in the order of mounting."""
 
     destination: PathText
@@ -45,14 +41,14 @@ class Mount(Struct, frozen=True, rename="camel"):
     gid_mappings: tuple[IDMapping, ...] = ()
 
 
-class Box(Struct, frozen=True):
+class Box(Struct):
     """Size of a terminal in characters."""
 
-    height: Annotated[int, Meta(ge=0, le=0xFFFF)]
-    width: Annotated[int, Meta(ge=0, le=0xFFFF)]
+    height: Length
+    width: Length
 
 
-class User(Struct, frozen=True, rename="camel"):
+class User(Struct, rename="camel"):
     """Who the process runs as."""
 
     uid: U32 = 0
@@ -62,7 +58,7 @@ class User(Struct, frozen=True, rename="camel"):
     username: FreeText = ""
 
 
-class Capabilities(Struct, frozen=True):
+class Capabilities(Struct):
     """Names of capabilities, ``CAP_KILL`` style, per set."""
 
     bounding: tuple[FreeText, ...] = ()
@@ -72,7 +68,7 @@ class Capabilities(Struct, frozen=True):
     ambient: tuple[FreeText, ...] = ()
 
 
-class Rlimit(Struct, frozen=True):
+class Rlimit(Struct):
     """One resource limit; 2**64 - 1 is unlimited."""
 
     type: FreeText
@@ -80,7 +76,7 @@ class Rlimit(Struct, frozen=True):
     soft: U64
 
 
-class Scheduler(Struct, frozen=True):
+class Scheduler(Struct):
     """sched_setattr(2) of the process."""
 
     policy: FreeText
@@ -92,27 +88,27 @@ class Scheduler(Struct, frozen=True):
     period: U64 = 0
 
 
-class IOPriority(Struct, frozen=True):
+class IOPriority(Struct):
     """ioprio_set(2) of the process."""
 
     class_: FreeText = field(name="class")
     priority: I64 = 0
 
 
-class ExecCPUAffinity(Struct, frozen=True):
+class ExecCPUAffinity(Struct):
     """CPUs of a process started by exec, before and after it is in its cgroup."""
 
     initial: PageText = ""
     final: PageText = ""
 
 
-class Process(Struct, frozen=True, rename="camel"):
+class Process(Struct, rename="camel"):
     """A process of the container: the first one, or one started by exec."""
 
     cwd: PathText
     args: tuple[Argument, ...] = ()
     env: tuple[Argument, ...] = ()
-    user: User = field(default_factory=User)
+    user: User = User()
     terminal: bool = False
     console_size: Box | None = None
     command_line: FreeText = ""
@@ -121,13 +117,13 @@ class Process(Struct, frozen=True, rename="camel"):
     no_new_privileges: bool = False
     apparmor_profile: FreeText = ""
     selinux_label: FreeText = ""
-    oom_score_adj: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    oom_score_adj: OomScore | None = None
     scheduler: Scheduler | None = None
     io_priority: IOPriority | None = None
     exec_cpu_affinity: ExecCPUAffinity | None = field(default=None, name="execCPUAffinity")
 
 
-class Hook(Struct, frozen=True):
+class Hook(Struct):
     """A program to be run at one moment in the container's life; the time-out is in seconds."""
 
     path: PathText
@@ -136,7 +132,7 @@ class Hook(Struct, frozen=True):
     timeout: I64 | None = None
 
 
-class Hooks(Struct, frozen=True, rename="camel"):
+class Hooks(Struct, rename="camel"):
     """Hooks by moment."""
 
     prestart: tuple[Hook, ...] = ()
@@ -147,7 +143,7 @@ class Hooks(Struct, frozen=True, rename="camel"):
     poststop: tuple[Hook, ...] = ()
 
 
-class Config(Struct, frozen=True, rename="camel"):
+class Config(Struct, rename="camel"):
     """All of config.json."""
 
     oci_version: FreeText
@@ -156,17 +152,14 @@ class Config(Struct, frozen=True, rename="camel"):
     mounts: tuple[Mount, ...] = ()
     hostname: FreeText = ""
     domainname: FreeText = ""
-    hooks: Hooks = field(default_factory=Hooks)
-    annotations: dict[FreeText, FreeText] = {}
-    linux: Linux = field(default_factory=Linux)
+    hooks: Hooks = Hooks()
+    annotations: dict[FreeText, FreeText] = field(default={})
+    linux: Linux = Linux()
     vm: VM | None = None
     windows: dict[FreeText, object] | None = None
     solaris: dict[FreeText, object] | None = None
     zos: dict[FreeText, object] | None = None
     freebsd: dict[FreeText, object] | None = None
-
-
-T = TypeVar("T", Config, Process, Resources)
 
 
 def load_config(path: str) -> Config:
@@ -184,7 +177,7 @@ def load_config(path: str) -> Config:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     try:
-        config = _with_limits_as_meant(_convert(data, Config))
+        config = _with_limits_as_meant(from_json(data, Config))
         validate.check_config(config)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from None
@@ -197,7 +190,7 @@ def load_process(data: bytes, name: str) -> Process:
     ConfigError as of load_config.
     """
     try:
-        process = _convert(data, Process)
+        process: Process = from_json(data, Process)
         validate.check_process(process, "$")
         validate.check_args(process, "$")
     except ConfigError as error:
@@ -207,7 +200,8 @@ def load_process(data: bytes, name: str) -> Process:
 
 def load_resources(data: bytes) -> Resources:
     """linux.resources alone, as ``update`` takes it; ConfigError, `$` being its root."""
-    return _convert(data, Resources)
+    found: Resources = from_json(data, Resources)
+    return found
 
 
 def _with_limits_as_meant(config: Config) -> Config:
@@ -216,18 +210,6 @@ def _with_limits_as_meant(config: Config) -> Config:
     later = validate.version_of(config.oci_version) >= (1, 3)
     if later or resources.pids is None or resources.pids.limit != 0:
         return config
-    resources = msgspec.structs.replace(resources, pids=None)
-    linux = msgspec.structs.replace(config.linux, resources=resources)
-    return msgspec.structs.replace(config, linux=linux)
-
-
-def _convert(data: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(cleaned(msgspec.json.decode(data), kind), kind)
-    except msgspec.ValidationError as error:
-        raise ConfigError(reworded(str(error))) from None
-    except RecursionError:
-        refuse("$", "not usable JSON: nested too deeply")
-    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are both ValueErrors
-        refuse_no_text(data)
-        refuse("$", f"not valid JSON: {error}")
+    resources = replace(resources, pids=None)
+    linux = replace(config.linux, resources=resources)
+    return replace(config, linux=linux)

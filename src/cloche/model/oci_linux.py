@@ -4,29 +4,34 @@ Names and nesting are the specification's; what a field means is said there, and
 what cloche does with it.
 """
 
-# Annotations are objects here: msgspec would take 2 ms of each start to compile strings.
+# Annotations are objects here: base.typed looks at them.
 
-from typing import Annotated
-
-from msgspec import Meta, Struct, field
-
+from cloche.base.typed import Int, Items, Struct, field
 from cloche.model.texts import FileName, FreeText, PageText, PathText
 
-U16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
-U32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
-# The upper bound of 64 bits is checked for all numbers alike while the file is read.
-U64 = Annotated[int, Meta(ge=0)]
-I64 = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    U16 = int
+    U32 = int
+    U64 = int
+    I64 = int
+    Names = tuple[str, ...]
+else:
+    U16 = Int(0, 0xFFFF)
+    U32 = Int(0, 0xFFFF_FFFF)
+    U64 = Int(0)
+    I64 = Int(-(1 << 63), (1 << 63) - 1)
+    Names = Items(FreeText, least=1)
 
 
-class Namespace(Struct, frozen=True):
+class Namespace(Struct):
     """One namespace to be new (no path) or to be joined."""
 
     type: FreeText
     path: PathText = ""
 
 
-class IDMapping(Struct, frozen=True):
+class IDMapping(Struct):
     """A range of user or group ids in a user namespace."""
 
     container_id: U32 = field(name="containerID")
@@ -34,14 +39,14 @@ class IDMapping(Struct, frozen=True):
     size: U32
 
 
-class TimeOffset(Struct, frozen=True):
+class TimeOffset(Struct):
     """Offset of one clock in a time namespace."""
 
     secs: I64 = 0
     nanosecs: U32 = 0
 
 
-class Device(Struct, frozen=True, rename="camel"):
+class Device(Struct, rename="camel"):
     """A device node to be made in the container."""
 
     path: PathText
@@ -53,7 +58,7 @@ class Device(Struct, frozen=True, rename="camel"):
     gid: U32 | None = None
 
 
-class DeviceRule(Struct, frozen=True):
+class DeviceRule(Struct):
     """One rule of the device controller."""
 
     allow: bool
@@ -63,7 +68,7 @@ class DeviceRule(Struct, frozen=True):
     access: FreeText = ""
 
 
-class Memory(Struct, frozen=True, rename="camel"):
+class Memory(Struct, rename="camel"):
     """Memory limits in bytes; -1 is unlimited."""
 
     limit: I64 | None = None
@@ -77,7 +82,7 @@ class Memory(Struct, frozen=True, rename="camel"):
     check_before_update: bool | None = None
 
 
-class CPU(Struct, frozen=True, rename="camel"):
+class CPU(Struct, rename="camel"):
     """CPU limits; times in microseconds."""
 
     shares: U64 | None = None
@@ -91,13 +96,13 @@ class CPU(Struct, frozen=True, rename="camel"):
     idle: I64 | None = None
 
 
-class Pids(Struct, frozen=True):
+class Pids(Struct):
     """Most processes and threads at a time; -1 is unlimited."""
 
     limit: I64 | None = None
 
 
-class WeightDevice(Struct, frozen=True, rename="camel"):
+class WeightDevice(Struct, rename="camel"):
     """Weight of one block device."""
 
     major: I64
@@ -106,7 +111,7 @@ class WeightDevice(Struct, frozen=True, rename="camel"):
     leaf_weight: U16 | None = None
 
 
-class ThrottleDevice(Struct, frozen=True):
+class ThrottleDevice(Struct):
     """Bytes or operations per second of one block device."""
 
     major: I64
@@ -114,7 +119,7 @@ class ThrottleDevice(Struct, frozen=True):
     rate: U64
 
 
-class BlockIO(Struct, frozen=True, rename="camel"):
+class BlockIO(Struct, rename="camel"):
     """Block device weights and rates."""
 
     weight: U16 | None = None
@@ -130,49 +135,49 @@ class BlockIO(Struct, frozen=True, rename="camel"):
     )
 
 
-class HugepageLimit(Struct, frozen=True, rename="camel"):
+class HugepageLimit(Struct, rename="camel"):
     """Limit in bytes for one size of huge pages."""
 
     page_size: FreeText
     limit: U64
 
 
-class InterfacePriority(Struct, frozen=True):
+class InterfacePriority(Struct):
     """Priority of traffic through one interface."""
 
     name: FreeText
     priority: U32
 
 
-class Network(Struct, frozen=True):
+class Network(Struct):
     """Class and priorities of network traffic (cgroup v1 controllers)."""
 
     class_id: U32 | None = field(default=None, name="classID")
     priorities: tuple[InterfacePriority, ...] = ()
 
 
-class Rdma(Struct, frozen=True, rename="camel"):
+class Rdma(Struct, rename="camel"):
     """Limits of one RDMA device."""
 
     hca_handles: U32 | None = None
     hca_objects: U32 | None = None
 
 
-class Resources(Struct, frozen=True, rename="camel"):
+class Resources(Struct, rename="camel"):
     """The limits of a container's cgroup."""
 
     devices: tuple[DeviceRule, ...] = ()
-    memory: Memory = field(default_factory=Memory)
-    cpu: CPU = field(default_factory=CPU)
+    memory: Memory = Memory()
+    cpu: CPU = CPU()
     pids: Pids | None = None
-    block_io: BlockIO = field(default_factory=BlockIO, name="blockIO")
+    block_io: BlockIO = field(default=BlockIO(), name="blockIO")
     hugepage_limits: tuple[HugepageLimit, ...] = ()
-    network: Network = field(default_factory=Network)
-    rdma: dict[FreeText, Rdma] = {}
-    unified: dict[FileName, PageText] = {}
+    network: Network = Network()
+    rdma: dict[FreeText, Rdma] = field(default={})
+    unified: dict[FileName, PageText] = field(default={})
 
 
-class SyscallArg(Struct, frozen=True, rename="camel"):
+class SyscallArg(Struct, rename="camel"):
     """A condition on one argument of a system call."""
 
     index: U32
@@ -181,16 +186,16 @@ class SyscallArg(Struct, frozen=True, rename="camel"):
     value_two: U64 = 0
 
 
-class Syscalls(Struct, frozen=True, rename="camel"):
+class Syscalls(Struct, rename="camel"):
     """What is done for some system calls."""
 
-    names: Annotated[tuple[FreeText, ...], Meta(min_length=1)]
+    names: Names
     action: FreeText
     errno_ret: U32 | None = None
     args: tuple[SyscallArg, ...] = ()
 
 
-class Seccomp(Struct, frozen=True, rename="camel"):
+class Seccomp(Struct, rename="camel"):
     """A seccomp profile."""
 
     default_action: FreeText
@@ -202,13 +207,13 @@ class Seccomp(Struct, frozen=True, rename="camel"):
     syscalls: tuple[Syscalls, ...] = ()
 
 
-class NetDevice(Struct, frozen=True):
+class NetDevice(Struct):
     """A network device of the host, to be moved into the container's network namespace."""
 
     name: FreeText = ""
 
 
-class MemoryPolicy(Struct, frozen=True):
+class MemoryPolicy(Struct):
     """set_mempolicy(2) of the container's processes."""
 
     mode: FreeText
@@ -216,7 +221,7 @@ class MemoryPolicy(Struct, frozen=True):
     flags: tuple[FreeText, ...] = ()
 
 
-class IntelRdt(Struct, frozen=True, rename="camel"):
+class IntelRdt(Struct, rename="camel"):
     """Cache and memory bandwidth of the processor.
 
     *enable_cmt* and *enable_mbm* are of versions 1.1 and 1.2, *enable_monitoring* of 1.3.
@@ -231,28 +236,28 @@ class IntelRdt(Struct, frozen=True, rename="camel"):
     enable_monitoring: bool = False
 
 
-class Personality(Struct, frozen=True):
+class Personality(Struct):
     """personality(2) of the process."""
 
     domain: FreeText
     flags: tuple[FreeText, ...] = ()
 
 
-class Linux(Struct, frozen=True, rename="camel"):
+class Linux(Struct, rename="camel"):
     """What is special to Linux."""
 
     namespaces: tuple[Namespace, ...] = ()
     uid_mappings: tuple[IDMapping, ...] = ()
     gid_mappings: tuple[IDMapping, ...] = ()
-    time_offsets: dict[FreeText, TimeOffset] = {}
+    time_offsets: dict[FreeText, TimeOffset] = field(default={})
     devices: tuple[Device, ...] = ()
-    net_devices: dict[FreeText, NetDevice] = {}
+    net_devices: dict[FreeText, NetDevice] = field(default={})
     # Names of cgroups may be longer than those of files.
     cgroups_path: PageText = ""
     rootfs_propagation: FreeText = ""
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = Resources()
     seccomp: Seccomp | None = None
-    sysctl: dict[PathText, PageText] = {}
+    sysctl: dict[PathText, PageText] = field(default={})
     masked_paths: tuple[PathText, ...] = ()
     readonly_paths: tuple[PathText, ...] = ()
     mount_label: FreeText = ""

@@ -1,16 +1,11 @@
 """The ``vm`` section of config.json (OCI runtime specification, config-vm.md), and its refusals."""
 
-# Annotations are objects here: msgspec would take 2 ms of each start to compile strings.
+# Annotations are objects here: base.typed looks at them.
 
-from typing import Annotated
-
-import msgspec
-from msgspec import Meta, Struct, field
-
-from cloche.base.errors import ConfigError
+from cloche.base.typed import Struct, field
 from cloche.model.oci_linux import U32, U64
-from cloche.model.problems import quoted, refuse, reworded
-from cloche.model.texts import Argument, FreeText, PathText, cleaned
+from cloche.model.problems import quoted, refuse
+from cloche.model.texts import FreeText, PathText, Word, as_kind
 
 # config-vm.md's formats, and QEMU's drivers for them.
 IMAGE_DRIVERS = {"raw": "raw", "qcow2": "qcow2", "vdi": "vdi", "vmdk": "vmdk", "vhd": "vpc"}
@@ -18,17 +13,15 @@ _SMALLEST = 128 << 20
 _LARGEST = 1 << 52  # what an x86-64 processor can address
 _MOST_CPUS = 255
 
-Word = Annotated[Argument, Meta(min_length=1)]
 
-
-class Hypervisor(Struct, frozen=True):
+class Hypervisor(Struct):
     """The QEMU to run, and what its command line ends with."""
 
     path: PathText
     parameters: tuple[Word, ...] = ()
 
 
-class Kernel(Struct, frozen=True):
+class Kernel(Struct):
     """The kernel to boot, and words for its command line."""
 
     path: PathText
@@ -36,7 +29,7 @@ class Kernel(Struct, frozen=True):
     initrd: PathText = ""
 
 
-class Image(Struct, frozen=True):
+class Image(Struct):
     """The container's root, in place of a folder: a file system in an image."""
 
     path: PathText
@@ -48,7 +41,7 @@ class Image(Struct, frozen=True):
         return IMAGE_DRIVERS[self.format]
 
 
-class IOMem(Struct, frozen=True):
+class IOMem(Struct):
     """Pages of the host's I/O memory."""
 
     first_mfn: U64 = field(name="firstMFN")
@@ -56,7 +49,7 @@ class IOMem(Struct, frozen=True):
     first_gfn: U64 | None = field(default=None, name="firstGFN")
 
 
-class HWConfig(Struct, frozen=True, rename="camel"):
+class HWConfig(Struct, rename="camel"):
     """The VM's size, and hardware to be passed through; *memory* is in bytes."""
 
     device_tree: FreeText = ""
@@ -67,7 +60,7 @@ class HWConfig(Struct, frozen=True, rename="camel"):
     irqs: tuple[U32, ...] = ()
 
 
-class VM(Struct, frozen=True):
+class VM(Struct):
     """What a container wants of its virtual machine."""
 
     hypervisor: Hypervisor | None = None
@@ -83,7 +76,7 @@ class VM(Struct, frozen=True):
         return self.hw_config or self.hwconfig
 
 
-class _Section(Struct, frozen=True):
+class _Section(Struct):
     """A config.json of which only this section is known, so that errors name it."""
 
     vm: VM
@@ -91,10 +84,7 @@ class _Section(Struct, frozen=True):
 
 def read_vm(section: object) -> VM:
     """The section that was glanced at, before the config as a whole is read; ConfigError."""
-    try:
-        vm = msgspec.convert(cleaned({"vm": section}, _Section), _Section).vm
-    except msgspec.ValidationError as error:
-        raise ConfigError(reworded(str(error))) from None
+    vm: VM = as_kind({"vm": section}, _Section).vm
     check_vm(vm)
     return vm
 

@@ -5,10 +5,7 @@ All policy is here and in the modules it calls; the plan holds plain values only
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import msgspec
-
+from cloche.base import fastjson
 from cloche.base.syscalls import (
     CLONE_NEWCGROUP,
     CLONE_NEWIPC,
@@ -42,6 +39,7 @@ from cloche.model.users import cgroup_owner, mapped_devices, namespace_plan, std
 from cloche.model.validate import config_warnings, process_warnings, sysctl_path
 from cloche.model.validate_mounts import is_bind
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -253,7 +251,7 @@ def _start_hooks(config: Config, container_id: str, bundle: str) -> list[dict[st
         "bundle": bundle,
         "annotations": config.annotations,
     }
-    stdin = msgspec.json.encode(state)
+    stdin = fastjson.dumps(state).encode()
     return [_start_hook(hook, stdin) for hook in hooks]
 
 

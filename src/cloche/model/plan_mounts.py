@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
 
-from msgspec import Struct
-
+from cloche.base.typed import Struct, field
 from cloche.model.cgroup_mounts import CGROUP_TYPES, cgroup_mounts, is_host_cgroup
 from cloche.model.disks import source_number
 from cloche.model.mounts import MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT, MountOptions, parse_options
@@ -23,7 +20,11 @@ from cloche.model.source_flags import (
 )
 from cloche.model.validate_mounts import is_bind, mapped_ids
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
     from cloche.model.oci import Config, Mount
 
 
@@ -34,7 +35,7 @@ HOST_SHM = ("/dev/shm", "/run/shm")
 Ids = tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]
 
 
-class Bind(Struct, frozen=True):
+class Bind(Struct):
     """A mount whose source is on the host: a bind, or an overlay of folders there."""
 
     index: int  # in config.mounts
@@ -46,7 +47,7 @@ class Bind(Struct, frozen=True):
     ids: Ids | None = None
     ids_recursive: bool = False  # also in the mounts below the source
     flags: int = 0  # MS_*, of the mount that the source lies on
-    below: list[Below] = []  # mounts below the source
+    below: list[Below] = field(default=[])  # mounts below the source
 
     @property
     def is_dir(self) -> bool:
@@ -54,7 +55,7 @@ class Bind(Struct, frozen=True):
         return stat.S_ISDIR(self.mode)
 
 
-class Shm(Struct, frozen=True):
+class Shm(Struct):
     """An engine's shared memory on the host, which becomes memory of the guest."""
 
     index: int  # in config.mounts
@@ -63,7 +64,7 @@ class Shm(Struct, frozen=True):
     flags: int = 0  # MS_*, of the mount there
 
 
-class Sources(Struct, frozen=True):
+class Sources(Struct):
     """What the mounts of a config mean on the host, where their sources are."""
 
     binds: list[Bind]
@@ -71,12 +72,14 @@ class Sources(Struct, frozen=True):
     root_flags: int = 0  # MS_*, of the mount that the container's root lies on
 
 
-class Layout(Struct, frozen=True):
+class Layout(Struct):
     """Where in the guest the supervisor put what is on the host."""
 
     rootfs: str
     volume: Callable[[int], str]  # Bind.index → path of its source in the guest
-    disks: dict[tuple[int, int], str] = {}  # the host's device number → serial in the guest
+    disks: dict[tuple[int, int], str] = field(
+        default={}
+    )  # the host's device number → serial in the guest
     shm: Callable[[Shm], str] = lambda _: ""  # a tmpfs in the guest to be bound; "": one of its own
 
 
@@ -165,7 +168,7 @@ def mount_plan(config: Config, sources: Sources, layout: Layout) -> list[dict[st
             plan.append(_filesystem(mount, layout))
     for made in plan:
         if _is_written_to(made):
-            made |= {"flags": cast("int", made["flags"]) & ~MS_RDONLY, "read_only_last": True}
+            made |= {"flags": _flags(made) & ~MS_RDONLY, "read_only_last": True}
     return plan
 
 
@@ -187,9 +190,14 @@ def _is_written_to(plan: dict[str, object]) -> bool:
     """Whether it is to be read-only, but nodes and mount points are made in it: as runc, any tmpfs
     and whatever is /dev.
     """
-    flags = cast("int", plan["flags"])
+    flags = _flags(plan)
     read_only = flags & MS_RDONLY and not flags & MS_REMOUNT
     return bool(read_only) and (plan["type"] == "tmpfs" or plan["target"] == "/dev")
+
+
+def _flags(plan: dict[str, object]) -> int:
+    flags: Any = plan["flags"]
+    return int(flags)
 
 
 def is_guest_shm(mount: Mount, config: Config) -> bool:

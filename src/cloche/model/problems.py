@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 from cloche.base.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def refuse(path: str, why: str, hint: str = "") -> NoReturn:
@@ -17,15 +19,3 @@ def quoted(value: str) -> str:
     text = value if len(value) <= 200 else value[:197] + "..."
     escaped = (sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
     return '"' + "".join(escaped).replace('"', '\\"') + '"'
-
-
-def reworded(message: str) -> str:
-    """msgspec's message (``Expected … - at `$.a```) with the path first and without quotes."""
-    what, at, path = message.rpartition(" - at `")
-    if not at:
-        what, path = message, "$"
-    path = path.removesuffix("`")
-    missing = what.removeprefix("Object missing required field ")
-    if missing != what:
-        return f"{path}.{missing.strip('`')}: missing, but required"
-    return f"{path}: {what[:1].lower()}{what[1:].replace('`', '')}"

@@ -7,12 +7,12 @@ what the system calls of those names take (docs/protocol.md, Tuning).
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from cloche.model.cpus import parse_cpus
 from cloche.model.memory_policy import memory_policy
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci import ExecCPUAffinity, IOPriority, Process, Scheduler
     from cloche.model.oci_linux import Linux, Personality

@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from typing import TYPE_CHECKING
 
-import msgspec
-from msgspec import Struct
-
+from cloche.base.msgpack import pack, unpack
+from cloche.base.typed import Struct, convert, plain
 from cloche.model.problems import quoted, refuse
 from cloche.model.seccomp_profile import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS, PATH, WITH_ERRNO
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from cloche.model.oci_linux import Seccomp, SyscallArg, Syscalls
 
 # Changes whenever the program made of one and the same profile does.
-_FORMAT = b"cloche-seccomp-1"
+_FORMAT = "cloche-seccomp-2"
 _MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
 
 _X86_64 = ARCHITECTURES["SCMP_ARCH_X86_64"]
@@ -40,7 +39,7 @@ _RETURN_ENOSYS = ACTIONS["SCMP_ACT_ERRNO"] | errno.ENOSYS
 Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
 
-class Filter(Struct, frozen=True):
+class Filter(Struct):
     """A compiled profile, and what it was made from."""
 
     key: bytes
@@ -70,8 +69,8 @@ def compile_seccomp(profile: Seccomp, cache: str | PathLike[str] | None) -> Filt
 
 def _key(profile: Seccomp) -> bytes:
     """Everything that the program depends on."""
-    text = msgspec.json.encode(profile, order="deterministic")
-    return b"\0".join((_FORMAT, os.uname().machine.encode(), _library().encode(), text))
+    words = (_FORMAT, os.uname().machine, _library(), repr(profile))
+    return "\0".join(words).encode()
 
 
 def _library() -> str:
@@ -87,7 +86,7 @@ def _library() -> str:
 def _read(path: str, key: bytes) -> Filter | None:
     try:
         with open(path, "rb") as file:
-            found = msgspec.msgpack.decode(file.read(), type=Filter)
+            found: Filter = convert(unpack(file.read()), Filter)
     except (OSError, ValueError):  # not there, or not whole
         return None
     return found if found.key == key else None
@@ -98,7 +97,7 @@ def _write(path: str, made: Filter) -> None:
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(msgspec.msgpack.encode(made))
+            file.write(pack(plain(made)))
         os.replace(temporary, path)
     except OSError:
         # Only the next start is slower for it; a half-written file is never put in place.

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-from typing import TYPE_CHECKING
 
-from msgspec import Struct
-
+from cloche.base.typed import Struct
 from cloche.model.mounts import (
     MS_BIND,
     MS_NOATIME,
@@ -27,6 +25,7 @@ from cloche.model.mounts import (
     MS_STRICTATIME,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -45,7 +44,7 @@ _BY_NAME = {
 MOUNTS = "/proc/self/mountinfo"
 
 
-class Below(Struct, frozen=True):
+class Below(Struct):
     """A mount of the host's below a source, where that one's *flags* (MS_*) do not do."""
 
     path: str  # relative to the source

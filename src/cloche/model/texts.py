@@ -1,146 +1,80 @@
-"""Every value of config.json as it is in the file, before it is given its type.
+"""What a string of config.json may be, and what it is called there: JSON paths.
 
 Each string of the types says what becomes of it (`PathText`, `Argument` and so on, below): that
 decides how long it may be. Strings that are too long for the system call that they end in are
-refused here, for all fields alike, with their JSON path, and so are NUL bytes and numbers that
-no field can hold.
+refused here, for all fields alike, and so are NUL bytes.
 """
 
-# Annotations are objects here: msgspec would take 2 ms of each start to compile strings.
+from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin
-
-from msgspec import Meta, Struct, structs
-
+from cloche.base import fastjson
+from cloche.base.typed import Misfit, Text, convert
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
 Step = str | int
-# Below a JSON object: its key, not what stands there.
-KEY = object()
-
-
-class Bound(NamedTuple):
-    """What a string may be: *most* bytes, *part* bytes between two slashes; 0: no bound."""
-
-    most: int = 0
-    part: int = 0
-    why: str = "too long"
-
-
 _PATH_MAX, _NAME_MAX = 4095, 255
 # MAX_ARG_STRLEN of the kernel, less the NUL.
 MOST_ARGUMENT = 131_071
-_FREE = Bound()
-_PATH = Bound(_PATH_MAX, _NAME_MAX, "file name too long")
-# One name in a folder.
-_NAME = Bound(_NAME_MAX, _NAME_MAX, "file name too long")
-_ARGUMENT = Bound(MOST_ARGUMENT, why="argument list too long")
-# A page is what mount(2) reads of a string, and what files of cgroups take in one write.
-_PAGE = Bound(4095)
-
-PathText = Annotated[str, Meta(extra={"bound": _PATH})]
-FileName = Annotated[str, Meta(extra={"bound": _NAME})]
-Argument = Annotated[str, Meta(extra={"bound": _ARGUMENT})]
-PageText = Annotated[str, Meta(extra={"bound": _PAGE})]
-# Compared with words that are known, checked by a rule of its own, or only kept and told.
-FreeText = Annotated[str, Meta(extra={"bound": _FREE})]
 
 
-def cleaned(value: object, kind: object) -> object:
-    """*value*, to become a *kind*, without nulls in objects: those mean absent.
-
-    ConfigError, JSON path first, for what no field can carry to a system call.
-    """
-    return _Walk(kind).clean(value)
+class NoText(Misfit):
+    """A string that UTF-8 does not have."""
 
 
-class _Walk:
-    """One walk over a JSON value; *at* is the path of what it has come to."""
+class Bounded(Text):
+    """A string of at most *most* bytes, *part* bytes between two slashes; 0: no bound."""
 
-    def __init__(self, kind: object) -> None:
-        self.kind = kind
-        self.at: list[Step] = []
+    def __init__(self, most: int = 0, part: int = 0, why: str = "too long", least: int = 0) -> None:
+        super().__init__(least)
+        self.most = most
+        self.part = part
+        self.why = why
 
-    def clean(self, value: object) -> object:
-        if isinstance(value, dict):
-            return {
-                self._key(key): self._below(key, item)
-                for key, item in value.items()
-                if item is not None
-            }
-        if isinstance(value, list):
-            return [self._below(index, item) for index, item in enumerate(value)]
-        if isinstance(value, str):
-            self._check(value)
-        elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-            refuse(json_path(self.at), "number out of range: expected at most 64 bits")
-        return value
-
-    def _below(self, step: Step, value: object) -> object:
-        self.at.append(step)
-        clean = self.clean(value)
-        self.at.pop()
-        return clean
-
-    def _key(self, key: str) -> str:
-        self._check(key, KEY)
-        return key
-
-    def _check(self, text: str, *last: object) -> None:
+    def take(self, value: object) -> str:
+        """As Kind.take."""
+        text: str = super().take(value)
         if "\0" in text:
-            refuse(
-                json_path(self.at), "contains a NUL byte, which no path, name or argument can hold"
-            )
+            raise Misfit("contains a NUL byte, which no path, name or argument can hold")
+        if not text.isascii():
+            _check_surrogates(text)
         # What is shorter is bounded by nothing.
         if len(text) > _NAME_MAX or (len(text) > _NAME_MAX // 4 and not text.isascii()):
-            _check_length(text, bound_of(self.kind, [*self.at, *last]), json_path(self.at))
+            self._check_size(text)
+        return text
+
+    def _check_size(self, text: str) -> None:
+        size = len(text.encode())
+        if self.most and size > self.most:
+            raise Misfit(f"{self.why}: {size} bytes, at most {self.most}")
+        if self.part and size > self.part:
+            part = max(len(part.encode()) for part in text.split("/"))
+            if part > self.part:
+                raise Misfit(f"{self.why}: {part} bytes between two slashes, at most {self.part}")
 
 
-def _check_length(text: str, bound: Bound, path: str) -> None:
-    size = len(text.encode())
-    if bound.most and size > bound.most:
-        refuse(path, f"{bound.why}: {size} bytes, at most {bound.most}")
-    if bound.part and size > bound.part:
-        part = max(len(part.encode()) for part in text.split("/"))
-        if part > bound.part:
-            refuse(path, f"{bound.why}: {part} bytes between two slashes, at most {bound.part}")
-
-
-def bound_of(kind: Any, steps: Sequence[object]) -> Bound:  # noqa: ANN401 (typing's forms have no type)
-    """What the types say of the string to which *steps* lead from *kind*.
-
-    Nothing of what the specification does not know: that is ignored.
-    """
-    for step in steps:
-        kind = next(iter(_inner(kind, step)), None)
-    for part in _parts(kind):
-        for meta in get_args(part)[1:] if get_origin(part) is Annotated else ():
-            if meta.extra and "bound" in meta.extra:
-                found: Bound = meta.extra["bound"]
-                return found
-    return _FREE
-
-
-def _parts(kind: Any) -> list[Any]:  # noqa: ANN401
-    """The members of a union, or *kind* alone."""
-    if get_origin(kind) in (tuple, dict, Annotated) or not get_args(kind):
-        return [kind]
-    return list(get_args(kind))
-
-
-def _inner(kind: Any, step: object) -> list[Any]:  # noqa: ANN401
-    """The types of what stands at *step* in a *kind*."""
-    found: list[Any] = []
-    for part in _parts(kind):
-        whole = get_args(part)[0] if get_origin(part) is Annotated else part
-        if get_origin(whole) is tuple:
-            found.append(get_args(whole)[0])
-        elif get_origin(whole) is dict:
-            found.append(get_args(whole)[0 if step is KEY else 1])
-        elif isinstance(whole, type) and issubclass(whole, Struct):
-            found += [one.type for one in structs.fields(whole) if one.encode_name == step]
-    return found
+if TYPE_CHECKING:
+    PathText = str
+    FileName = str
+    Argument = str
+    Word = str
+    PageText = str
+    FreeText = str
+else:
+    PathText = Bounded(_PATH_MAX, _NAME_MAX, "file name too long")
+    # One name in a folder.
+    FileName = Bounded(_NAME_MAX, _NAME_MAX, "file name too long")
+    Argument = Bounded(MOST_ARGUMENT, why="argument list too long")
+    # One that is not empty.
+    Word = Bounded(MOST_ARGUMENT, why="argument list too long", least=1)
+    # A page is what mount(2) reads of a string, and what files of cgroups take in one write.
+    PageText = Bounded(4095)
+    # Compared with words that are known, checked by a rule of its own, or only kept and told.
+    FreeText = Bounded()
 
 
 def json_path(steps: Sequence[Step]) -> str:
@@ -154,40 +88,48 @@ def _notation(step: Step) -> str:
     return f".{step}" if step.isidentifier() else f"[{quoted(step)}]"
 
 
-def refuse_no_text(data: bytes) -> None:
-    """ConfigError that names the first string of a JSON text which is not UTF-8, if one is not."""
-    from cloche.base import fastjson
-
+def from_json(data: bytes, kind: Any) -> Any:  # noqa: ANN401 (what *kind* makes of it)
+    """A JSON text as a *kind*; ConfigError, JSON path first, where it is none."""
     try:
-        value = fastjson.loads(data.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return
-    _find_no_text(value, [])
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        _refuse_no_text(data, kind)
+        refuse("$", f"not valid JSON: not UTF-8: the byte 0x{data[error.start]:02x}")
+    try:
+        return as_kind(fastjson.loads(text), kind)
+    except RecursionError:
+        refuse("$", "not usable JSON: nested too deeply")
+    except ValueError as error:
+        refuse("$", f"not valid JSON: {fastjson.problem(text) or error}")
 
 
-def _find_no_text(value: object, at: list[Step]) -> None:
-    items: list[tuple[Step, object]] = []
-    if isinstance(value, dict):
-        items = list(value.items())
-        for key in value:
-            _check_utf8(key, at)
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    elif isinstance(value, str):
-        _check_utf8(value, at)
-    for step, item in items:
-        _find_no_text(item, [*at, step])
+def _refuse_no_text(data: bytes, kind: Any) -> None:  # noqa: ANN401
+    """Name the first field that is not UTF-8."""
+    try:
+        convert(fastjson.loads(data.decode(errors="surrogateescape")), kind)
+    except NoText as misfit:
+        refuse(json_path(misfit.steps[::-1]), misfit.why)
+    except ValueError:  # something else is wrong with it as well
+        pass
 
 
-def _check_utf8(text: str, at: list[Step]) -> None:
+def as_kind(value: object, kind: Any) -> Any:  # noqa: ANN401
+    """A JSON *value* as a *kind*; ConfigError, JSON path first, where it is none."""
+    try:
+        return convert(value, kind)
+    except Misfit as misfit:
+        refuse(json_path(misfit.steps[::-1]), misfit.why)
+
+
+def _check_surrogates(text: str) -> None:
+    """Misfit where *text* has what UTF-8 has not."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        _refuse_byte(ord(text[error.start]), at)
-
-
-def _refuse_byte(code: int, at: list[Step]) -> NoReturn:
+        code = ord(text[error.start])
+    else:
+        return
     # surrogateescape stands for a byte from 0x80 on by U+DC80 and so on.
     raw = 0xDC80 <= code <= 0xDCFF
     what = f"the byte 0x{code - 0xDC00:02x}" if raw else f"U+{code:04X}, half a pair of surrogates"
-    refuse(json_path(at), f"not valid JSON: not UTF-8: {what}")
+    raise NoText(f"not valid JSON: not UTF-8: {what}")

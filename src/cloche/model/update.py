@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
-
-import msgspec
-
+from cloche.base.typed import items, replace
 from cloche.model.cgroup import cgroup_values
 from cloche.model.cpus import DEFAULT_PERIOD, parse_cpus
 from cloche.model.oci_linux import Resources
 from cloche.model.problems import refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-S = TypeVar("S", bound=msgspec.Struct)
+    from cloche.base.typed import S
 
 # Engines write a zero for what is to stay as it is; of these a zero is a value.
 _ZERO_COUNTS = {"idle", "burst", "check_before_update"}
@@ -29,7 +27,7 @@ def merged(before: Resources, update: Resources) -> Resources:
     """
     memory = _merged(before.memory, update.memory)
     if (update.memory.limit or 0) < 0 and not update.memory.swap:
-        memory = msgspec.structs.replace(memory, swap=-1)
+        memory = replace(memory, swap=-1)
     has_pids = update.pids is not None and bool(update.pids.limit)
     return Resources(
         devices=before.devices,
@@ -45,18 +43,17 @@ def merged(before: Resources, update: Resources) -> Resources:
 
 
 def _merged(before: S, update: S) -> S:
-    given = {name: getattr(update, name) for name in update.__struct_fields__}
     changes = {
         name: value
-        for name, value in given.items()
+        for name, value in items(update)
         if value or (name in _ZERO_COUNTS and value is not None)
     }
-    return msgspec.structs.replace(before, **changes)
+    return replace(before, **changes)
 
 
 def changes(before: Resources, after: Resources) -> list[tuple[str, str]]:
     """What is to be written to the container's cgroup in the guest, in order."""
-    known = cgroup_values(msgspec.structs.replace(before, unified={}))
+    known = cgroup_values(replace(before, unified={}))
     wanted = [pair for pair in cgroup_values(after) if pair not in known]
     if (after.cpu.burst or 0) < (before.cpu.burst or 0):
         # The kernel refuses a quota below the burst that is still in force.

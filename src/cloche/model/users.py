@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import itertools
 import posixpath
-from typing import TYPE_CHECKING, cast
 
 from cloche.base.syscalls import MS_RDONLY
 from cloche.model.cgroup_mounts import CGROUP_TYPES
 from cloche.model.mounts import parse_options
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from cloche.model.oci import Config, Process
     from cloche.model.oci_linux import IDMapping, Linux
@@ -139,12 +140,11 @@ def _check_mappings(mappings: Sequence[IDMapping], path: str) -> None:
         refuse(path, "the container's root, 0, is not mapped")
 
 
-def _outside(mappings: Sequence[IDMapping], inside: object, path: str, kind: str) -> int:
-    """The id outside that *inside* stands for."""
-    number = cast(int, inside)
+def _outside(mappings: Sequence[IDMapping], number: Any, path: str, kind: str) -> int:  # noqa: ANN401 (of a plan)
+    """The id outside that *number* inside stands for."""
     for mapping in mappings:
         if mapping.container_id <= number < mapping.container_id + mapping.size:
-            return mapping.host_id + number - mapping.container_id
+            return int(mapping.host_id + number - mapping.container_id)
     refuse(path, f"{kind} {number} is not mapped in $.linux.{kind}Mappings")
 
 

@@ -5,8 +5,6 @@ Everything here is decided from the config alone, before anything is started.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cloche.model.capabilities import CAPABILITIES, mask
 from cloche.model.cgroup import check_resources, resource_warnings
 from cloche.model.device_filter import check_device_rules
@@ -22,6 +20,7 @@ from cloche.model.seccomp_profile import check_seccomp
 from cloche.model.users import check_clocks, check_users
 from cloche.model.validate_mounts import check_mount, mount_warnings
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci import Capabilities, Config, Hook, Process
     from cloche.model.oci_linux import Linux

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import posixpath
-from typing import TYPE_CHECKING
 
 from cloche.model.mounts import IDMAP, MS_RDONLY, PROPAGATION, parse_options
 from cloche.model.problems import quoted, refuse
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cloche.model.oci import Mount
     from cloche.model.oci_linux import IDMapping, Linux

@@ -101,7 +101,7 @@ def host_cpu(*, features: bool) -> str:
     update of either makes another CPU.
     """
     found: dict[str, str] = {}
-    with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         # The first processor's entry is enough: the whole file takes milliseconds on big hosts.
         for line in file.read(4096).splitlines():
             name, _, value = line.partition(":")

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
-
-import msgspec
 
 from cloche.base.errors import GuestError
+from cloche.base.msgpack import pack
+from cloche.base.typed import Struct
 from cloche.wire import frames
 from cloche.wire.answers import AgentFailure, Checks
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-class Data(NamedTuple):
+
+class Data(Struct):
     """Bytes of a process's stream."""
 
     stream: int
     payload: bytes
 
 
-class Credit(NamedTuple):
+class Credit(Struct):
     """The guest has consumed *granted* bytes more of a stream."""
 
     stream: int
     granted: int
 
 
-class Eof(NamedTuple):
+class Eof(Struct):
     """The guest writes no more to a stream."""
 
     stream: int
 
 
-class Reply(NamedTuple):
+class Reply(Struct):
     """The answer to a request: a value, or an error."""
 
     request: int
@@ -40,7 +43,7 @@ class Reply(NamedTuple):
     error: AgentFailure | None
 
 
-class Event(NamedTuple):
+class Event(Struct):
     """Something that happened in the guest."""
 
     name: str
@@ -48,8 +51,6 @@ class Event(NamedTuple):
 
 
 Received = Data | Credit | Eof | Reply | Event
-
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def _failure_text(failure: AgentFailure) -> str:
@@ -85,7 +86,7 @@ class Protocol:
 
     def request(self, op: str, fields: dict[str, Any]) -> tuple[int, bytes]:
         """A request's number and its frame."""
-        payload = _encode([self._last + 1, {op: fields}])
+        payload = pack([self._last + 1, {op: fields}])
         if len(payload) > frames.MAX_REQUEST:
             raise TooLongError(
                 f"{op}: request of {len(payload)} bytes is too long for the agent, "
@@ -118,5 +119,4 @@ class Protocol:
         op = self._asked.pop(number, None)
         if op is None:
             raise GuestError(f"agent connection: reply to unknown request {number}")
-        value = self._checks.value(op, body)
-        return Reply(number, value, body.err if isinstance(body.err, AgentFailure) else None)
+        return Reply(number, self._checks.value(op, body), body.error)
