@@ -117,6 +117,12 @@ class Docker:
         state: dict[str, Any] = self.inspect(container)["State"]
         return state
 
+    def config_json(self, container: str) -> dict[str, Any]:
+        """The config.json that a running container was started with."""
+        (file,) = self.engine.directory.glob(f"exec/**/{self.inspect(container)['Id']}/config.json")
+        found: dict[str, Any] = json.loads(file.read_text())
+        return found
+
     def address(self, container: str) -> str:
         """The container's address on its first network."""
         networks = self.inspect(container)["NetworkSettings"]["Networks"]

@@ -145,12 +145,12 @@ def docker(engine: Dockerd, runtime: str) -> Iterator[Docker]:
 
 @pytest.fixture
 def all_capabilities(docker: Docker, runtime: str) -> int:
-    """The mask of all that dockerd can name.
+    """The mask of all that dockerd gives away.
 
     Skips where the host's own root lacks one and the container gets no other root.
     """
     version = docker("version", "--format", "{{.Server.Version}}").output
-    mask = all_capabilities_mask(version)
+    mask = all_capabilities_mask(version, docker.engine.pid)
     missing = mask & ~bounding_set()
     if missing and runtime in SHARED_KERNEL_RUNTIMES:
         pytest.skip(f"root on this host lacks capabilities {missing:#x}, so {runtime} has none")

@@ -7,22 +7,29 @@ from pathlib import Path
 CAP_AUDIT_READ = 37
 
 
-def all_capabilities_mask(dockerd_version: str) -> int:
-    """What a dockerd means by all capabilities: those of the host's kernel that it can name.
+def all_capabilities_mask(dockerd_version: str, dockerd_pid: int) -> int:
+    """What a dockerd means by all capabilities, which is what reaches the runtime.
 
-    Up to 20.10 its list ends with CAP_AUDIT_READ whatever the kernel knows (moby,
-    oci/caps/utils.go); CAP_PERFMON, CAP_BPF and CAP_CHECKPOINT_RESTORE never reach the runtime.
+    Up to 20.10 those of the host's kernel that it can name, and its list ends with CAP_AUDIT_READ
+    whatever the kernel knows (moby, oci/caps/utils.go): CAP_PERFMON, CAP_BPF and
+    CAP_CHECKPOINT_RESTORE are never among them. From 23.0 on those that it has itself
+    (oci/caps/utils_linux.go, by containerd's cap.Current).
     """
+    if int(dockerd_version.split(".")[0]) > 20:
+        return _capabilities("CapEff", dockerd_pid)
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    if int(dockerd_version.split(".")[0]) <= 20:
-        last = min(last, CAP_AUDIT_READ)
-    return (1 << (last + 1)) - 1
+    return (1 << (min(last, CAP_AUDIT_READ) + 1)) - 1
 
 
 def bounding_set() -> int:
     """The capabilities that this process, and so a dockerd of ours, can have."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("CapBnd:")[2].split()[0], 16)
+    return _capabilities("CapBnd", "self")
+
+
+def _capabilities(which: str, pid: int | str) -> int:
+    """One of the sets of a process, as a mask."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{which}:")[2].split()[0], 16)
 
 
 def kernel_release() -> str:

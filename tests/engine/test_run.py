@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from cloche.model.capabilities import mask
+
 from .client import Docker
 from .image import EXTRA_GROUP_ID, IMAGE, USER_ID
 
@@ -116,6 +118,13 @@ def test_privileged(docker: Docker, all_capabilities: int) -> None:
     script = "grep CapEff /proc/self/status | cut -f2; echo 1 > /proc/sys/net/ipv4/ip_forward"
     effective = docker.run("--privileged", IMAGE, "sh", "-c", script).output
     assert int(effective, 16) == all_capabilities
+
+
+def test_privileged_has_what_docker_names(docker: Docker, all_capabilities: int) -> None:
+    """What the tests take for dockerd's list of all capabilities is what its config.json has."""
+    name = docker.start("--privileged", IMAGE, "sleep", "1000")
+    named = docker.config_json(name)["process"]["capabilities"]
+    assert mask(named["effective"]) == mask(named["bounding"]) == (all_capabilities, [])
 
 
 def test_dropped_capability_is_missed(docker: Docker) -> None:
