@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.dockerd import wait_until
+
 from .bundles import Bundle
 from .runtime import Runtime
 from .test_process import same_under_runc
@@ -30,6 +32,35 @@ def test_changes_of_the_host_are_seen_at_once(cloche: Runtime, bundle: Bundle, d
     assert container.sh("cat /data/file /data/later").lines == ["changed", "there"]
     (data / "later").unlink()
     assert container.sh("ls /data").lines == ["file", "sub"]
+
+
+def test_a_mounted_file_is_the_hosts_however_often_it_changes(
+    cloche: Runtime, bundle: Bundle, data: Path
+) -> None:
+    """Engines fill resolv.conf and hosts when their mounts are made already, and later again."""
+    (data / "file").write_text("")
+    container = cloche.start(bundle.mount("/etc/motd", "bind", data / "file", "bind"))
+    assert container.sh("cat /etc/motd").output == ""
+    for line in ("first", "longer than the one before", "short"):
+        (data / "file").write_text(f"{line}\n")
+        assert container.sh("cat /etc/motd").output == line
+
+
+def test_open_files_are_the_same_on_both_sides(cloche: Runtime, bundle: Bundle, data: Path) -> None:
+    bundle.mount("/data", "bind", data, "bind")
+    bundle.sh(
+        "exec 3>/data/log 4</data/file; cat <&4; echo written >&3;"
+        "mkfifo /go && cat /go; cat <&4; echo more >&3; echo end; cat /go"
+    )
+    container = cloche.start(bundle)
+    wait_until(lambda: (data / "log").exists() and (bundle.rootfs / "go").is_fifo(), "it waits")
+    assert (data / "log").read_text() == "written\n"
+    with (data / "file").open("a") as file:
+        file.write("and more\n")
+    container.sh("echo >/go")
+    wait_until(lambda: container.output.endswith("end"), "it has read on")
+    assert container.output == "from the host\n\nand more\nend"
+    assert (data / "log").read_text() == "written\nmore\n"
 
 
 def test_a_read_only_folder_stays_as_it_is(
