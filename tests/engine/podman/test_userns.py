@@ -38,7 +38,8 @@ def test_exec_and_another_user(podman: Podman) -> None:
 
 def test_network(podman: Podman) -> None:
     """podman fills the network namespace after `create`: it is the container's all the same."""
-    name = podman.start(*MAPS, "--network=bridge", "--cap-add=NET_ADMIN", IMAGE, "sleep", "1000")
+    options = (*MAPS, "--network=bridge", "--cap-add=NET_ADMIN,NET_RAW")
+    name = podman.start(*options, IMAGE, "sleep", "1000")
     settings = podman.inspect(name)["NetworkSettings"]["Networks"]["podman"]
     script = "ip -o -4 addr show eth0; ip link set eth0 mtu 1400; cat /sys/class/net/eth0/mtu"
     shown = podman.sh(name, script).splitlines()
