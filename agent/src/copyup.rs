@@ -18,7 +18,8 @@ const DEPTH: u32 = 64;
 /// Fills a detached tmpfs from `target`, which may just have been `made`, then mounts it there.
 pub fn mount(target: &OwnedFd, made: bool, plan: &Mount) -> Outcome<()> {
     let mounted = || -> Result<()> {
-        let tree = mounts::detached(plan.source, plan.fstype, plan.data)?;
+        let context = mounts::made(plan.source, plan.fstype, plan.data)?;
+        let tree = mounts::detached(&context, 0)?;
         if !made {
             copy_owner(target, &tree)?;
         }

@@ -266,8 +266,8 @@ pub fn attach_ready(root: &OwnedFd, plan: &Mount, tree: Result<OwnedFd>) -> Outc
     attached.map_err(|error| failed(plan, error))
 }
 
-/// A new file system that is mounted nowhere yet, without any flags.
-pub fn detached(source: &str, fstype: &str, data: &str) -> Result<OwnedFd> {
+/// A new file system, to be mounted by `detached`.
+pub fn made(source: &str, fstype: &str, data: &str) -> Result<OwnedFd> {
     let context = mount::fsopen(fstype, FsOpenFlags::FSOPEN_CLOEXEC)?;
     mount::fsconfig_set_string(&context, "source", source)?;
     for option in data.split(',').filter(|option| !option.is_empty()) {
@@ -277,7 +277,15 @@ pub fn detached(source: &str, fstype: &str, data: &str) -> Result<OwnedFd> {
         }
     }
     mount::fsconfig_create(&context)?;
-    mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    Ok(context)
+}
+
+/// A mount of a file system that was `made`, attached nowhere yet, with those of MS_* `flags` that
+/// belong to mounts.
+pub fn detached(context: &OwnedFd, flags: u64) -> Result<OwnedFd> {
+    let (set, _) = attributes(flags);
+    let set = MountAttrFlags::from_bits_retain(set as u32);
+    mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, set)
 }
 
 /// Gives a mount exactly those of MS_* `flags` that belong to mounts.

@@ -1,8 +1,11 @@
 //! File systems that nearly every container mounts, made before there is a container.
 //!
-//! They belong to the namespaces of the spare init that makes them, and are attached to its
+//! They belong to the namespaces of the spare init that makes them, and are mounted in its
 //! container's root if the plan asks for just this. It is a matter of time only: a restored VM
 //! has to translate all code that it executes, and this code it then need not execute.
+//!
+//! No mount is made before the root's, since Linux 6.8 and later list mounts in the order in which
+//! they were made, and programs take the first one that they see for the root.
 
 use alloc::vec::Vec;
 
@@ -18,7 +21,7 @@ struct Ready {
     source: &'static str,
     fstype: &'static str,
     data: &'static str,
-    tree: OwnedFd,
+    context: OwnedFd,
 }
 
 /// What is in stock.
@@ -55,8 +58,8 @@ impl Stock {
     pub fn make() -> Stock {
         let mut stock = Stock::default();
         for (source, fstype, data) in USUAL {
-            if let Ok(tree) = mounts::detached(source, fstype, data) {
-                stock.ready.push(Ready { source, fstype, data, tree });
+            if let Ok(context) = mounts::made(source, fstype, data) {
+                stock.ready.push(Ready { source, fstype, data, context });
             }
         }
         stock
@@ -67,7 +70,7 @@ impl Stock {
         self.ready.retain(|ready| ready.fstype != fstype);
     }
 
-    /// The file system for `plan`, with the plan's flags, if it is in stock.
+    /// The file system for `plan`, mounted nowhere yet, with the plan's flags, if it is in stock.
     pub fn take(&mut self, plan: &Mount) -> Option<Result<OwnedFd>> {
         if plan.flags & !OF_MOUNT != 0 || plan.tmpcopyup.0 {
             return None;
@@ -75,7 +78,7 @@ impl Stock {
         let index = self.ready.iter().position(|ready| {
             ready.source == plan.source && ready.fstype == plan.fstype && ready.data == plan.data
         })?;
-        let tree = self.ready.swap_remove(index).tree;
-        Some(mounts::set_flags(&tree, plan.flags).map(|()| tree))
+        let context = self.ready.swap_remove(index).context;
+        Some(mounts::detached(&context, plan.flags))
     }
 }
