@@ -59,25 +59,25 @@ def _limits(lines: list[str]) -> Iterator[tuple[str, str]]:
 
 def _mounts(lines: list[str]) -> Iterator[tuple[str, str]]:
     targets: dict[str, int] = {}
-    files = ""  # the type of what holds the bundle
+    type_of_root = files = ""  # files: the device that holds the bundle, maybe one of many tmpfs
     for line in lines:
         left, _, right = line.partition(" - ")
-        _, _, _, root, target, options, *tags = left.split()
+        _, _, device, root, target, options, *tags = left.split()
         kind, source, superblock = right.split()
         if target.startswith("/sys/fs/cgroup/"):
             continue  # one for each controller of cgroup v1
-        files = files or kind
+        type_of_root, files = type_of_root or kind, files or device
         depth = targets[target] = targets.get(target, 0) + 1
         name = target if depth == 1 else f"{target} ({depth})"
-        yield f"type {name}", "the bundle's" if kind == files else kind
+        yield f"type {name}", "the bundle's" if device == files else kind
         yield f"flags {name}", options
         yield f"propagation {name}", " ".join(sorted(tag.partition(":")[0] for tag in tags))
-        if kind == files:
+        if device == files:
             continue  # its options and paths are the machine's
         yield f"source {name}", source
         yield f"root {name}", root if kind in ("cgroup", "cgroup2", "proc", "sysfs") else ""
         yield f"options {name}", superblock.replace(",inode64", "")
-    yield "type of the root", files
+    yield "type of the root", type_of_root
     yield "order", " ".join(sorted(targets, key=list(targets).index))
 
 

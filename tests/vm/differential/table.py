@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from .facts import Facts
@@ -12,6 +14,7 @@ from .facts import Facts
 DOCS = Path(__file__).parents[3] / "docs/oci.md"
 SECTION = "## Differences from runc\n"
 _ROW = re.compile(r"^\| (`[^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
+_SINCE = re.compile(r"from runc ([0-9.]+) on: ")
 _V2 = Path("/sys/fs/cgroup/cgroup.controllers")
 
 # Facts that there are whatever becomes of the container; all others need the probe to run.
@@ -44,8 +47,26 @@ def listed() -> list[Row]:
         Row(_names(facts), _names(cases), cases.startswith("all"), reason)
         for facts, cases, reason in _ROW.findall(section)
     ]
-    on_v2 = _V2.exists()
-    return [row for row in rows if not (on_v2 and row.reason.startswith("cgroup v1"))]
+    return [row for row in rows if _holds_here(row.reason)]
+
+
+def _holds_here(reason: str) -> bool:
+    """Whether a row with that *reason* is for this machine's cgroups and this runc."""
+    if found := _SINCE.match(reason):
+        return _runc_version() >= _numbers(found[1])
+    return not (_V2.exists() and reason.startswith("cgroup v1"))
+
+
+@cache
+def _runc_version() -> tuple[int, ...]:
+    said = subprocess.run(["runc", "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"version (\d+(\.\d+)*)", said)
+    assert found is not None, said
+    return _numbers(found[1])
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _names(cell: str) -> tuple[str, ...]:
