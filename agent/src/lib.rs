@@ -8,6 +8,7 @@ pub mod decode;
 pub mod errno;
 pub mod flow;
 pub mod frames;
+pub mod known;
 pub mod messages;
 pub mod msgpack;
 pub mod netlink;

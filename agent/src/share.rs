@@ -1,12 +1,10 @@
 //! The share as a FUSE file system, which a program of the host serves (docs/files.md).
 //!
-//! The kernel's requests and that program's replies go through a port of their own. Three
-//! processes relay them, each of which may wait: one takes requests, one brings replies, and one
-//! brings notifications, for which the kernel may want a reply first. The long part of a message
-//! goes through a disk that is memory of the host, past the guest's page cache.
+//! The kernel's requests and that program's replies go through a port of their own, which a process
+//! of ours relays (relay.rs). The long part of a message goes through a disk that is memory of the
+//! host, past the guest's page cache.
 
 use alloc::format;
-use alloc::vec::Vec;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::OFlags;
@@ -16,7 +14,7 @@ use rustix::pipe::{pipe_with, PipeFlags};
 
 use crate::boot::{find_port, make_folder};
 use crate::files;
-use crate::relay::{bring_news, bring_replies, take_requests, BEGIN};
+use crate::relay::{self, BEGIN};
 use crate::sys::{self, Fork, Result};
 
 /// Name of the virtio-serial port that leads to the program.
@@ -69,7 +67,7 @@ mod init {
 pub struct Share {
     port: OwnedFd,
     disk: OwnedFd,
-    relay: Vec<OwnedFd>,
+    relay: Option<OwnedFd>,
 }
 
 impl Share {
@@ -77,12 +75,12 @@ impl Share {
     pub fn find() -> Option<Share> {
         let port = find_port(PORT, OFlags::RDWR)?;
         let disk = files::open(DISK, OFlags::RDWR | OFlags::DIRECT).ok()?;
-        Some(Share { port, disk, relay: Vec::new() })
+        Some(Share { port, disk, relay: None })
     }
 
     /// Mounts it, in place of what was mounted before; the program begins anew.
     pub fn mount(&mut self, target: &str) -> Result<()> {
-        for process in self.relay.drain(..) {
+        if let Some(process) = self.relay.take() {
             let _ = sys::signal(&process, linux_raw_sys::general::SIGKILL as i32);
         }
         let fuse = files::open("/dev/fuse", OFlags::RDWR)?;
@@ -99,23 +97,26 @@ impl Share {
         self.start(&fuse)
     }
 
-    /// Makes the processes.
+    /// Makes the relay's process.
     fn start(&mut self, fuse: &OwnedFd) -> Result<()> {
         let (news, their_news) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (freed, their_freed) = pipe_with(PipeFlags::CLOEXEC)?;
         io::ioctl_fionbio(&their_news, true)?;
         let _ = rustix::pipe::fcntl_setpipe_size(&their_news, NEWS_PIPE);
-        let (port, disk) = (&self.port, &self.disk);
-        let requests = || take_requests(fuse, port, disk, &freed);
-        let brought = || bring_news(fuse, &news);
-        let requester = process(&[fuse, port, disk, &freed], requests)?;
-        let messenger = process(&[fuse, &news], brought)?;
-        let others = [&requester, &messenger];
-        let keep = [fuse, port, disk, &their_news, &their_freed, others[0], others[1]];
-        let replies = || bring_replies(fuse, port, disk, &their_news, &their_freed, others);
-        let replier = process(&keep, replies)?;
-        self.relay.extend([requester, messenger, replier]);
-        Ok(())
+        match sys::fork(0, None)? {
+            Fork::Parent { pidfd, .. } => {
+                self.relay = Some(pidfd);
+                Ok(())
+            }
+            Fork::Child => {
+                let keep = [fuse, &self.port, &self.disk, &news, &their_news];
+                if sys::close_all_but(&keep).is_err() {
+                    sys::exit(1);
+                }
+                // Containers that eat all memory do not matter.
+                let _ = files::write("/proc/self/oom_score_adj", b"-1000");
+                relay::serve(keep.map(AsFd::as_fd))
+            }
+        }
     }
 }
 
@@ -125,26 +126,6 @@ pub fn message(opcode: u32) -> [u8; 40] {
     message[..4].copy_from_slice(&40u32.to_ne_bytes());
     message[4..8].copy_from_slice(&opcode.to_ne_bytes());
     message
-}
-
-/// Forks a process that keeps nothing open but `keep`.
-fn process(keep: &[&OwnedFd], work: impl FnOnce()) -> Result<OwnedFd> {
-    match sys::fork(0, None)? {
-        Fork::Parent { pidfd, .. } => Ok(pidfd),
-        Fork::Child => {
-            const PR_SET_IO_FLUSHER: u32 = 57;
-            if sys::close_all_but(keep).is_err() {
-                sys::exit(1);
-            }
-            // All of the VM waits for it: containers that eat all memory or all time do not matter,
-            // and where it wants memory itself the kernel waits for no file system.
-            let _ = files::write("/proc/self/oom_score_adj", b"-1000");
-            let _ = sys::take_precedence();
-            let _ = sys::prctl(PR_SET_IO_FLUSHER, 1, 0);
-            work();
-            sys::exit(0)
-        }
-    }
 }
 
 /// Answers the kernel's FUSE_INIT in place of the program: so it can be mounted before the VM is

@@ -117,8 +117,8 @@ const HEAP: usize = 128 << 20;
 
 static mut ARENA: [u8; HEAP] = [0; HEAP];
 
-// SAFETY: the arena is used by nothing but the allocator; the agent has one thread and allocates
-// in no signal handler, so no lock is ever contended.
+// SAFETY: the arena is used by nothing but the allocator; the agent has one thread (of the relay's
+// process one only allocates) and allocates in no signal handler, so no lock is ever contended.
 #[global_allocator]
 static ALLOCATOR: Talck<AssumeUnlockable, ClaimOnOom> =
     Talc::new(unsafe { ClaimOnOom::new(Span::from_array(addr_of_mut!(ARENA))) }).lock();

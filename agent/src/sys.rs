@@ -1,9 +1,11 @@
 //! System calls that rustix has no function for, or only one that fits badly.
 
 use core::arch::asm;
+use core::cell::UnsafeCell;
 use core::ffi::CStr;
 use core::mem::{size_of, MaybeUninit};
 use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::vec::Vec;
 use linux_raw_sys::general as raw;
@@ -86,6 +88,87 @@ pub fn fork(flags: u64, cgroup: Option<&OwnedFd>) -> Result<Fork> {
     // SAFETY: CLONE_PIDFD made the kernel store a descriptor that is ours alone.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Fork::Parent { pid: pid as i32, pidfd })
+}
+
+/// Starts a thread of this process on a stack of its own. It does `work` with what `shared` refers
+/// to, which must not allocate: the allocator is for one thread.
+pub fn thread<T: Sync>(shared: &'static T, work: extern "C" fn(&'static T) -> !) -> Result<()> {
+    const STACK: usize = 64 << 10;
+    const FLAGS: u32 = raw::CLONE_VM
+        | raw::CLONE_FS
+        | raw::CLONE_FILES
+        | raw::CLONE_SIGHAND
+        | raw::CLONE_THREAD
+        | raw::CLONE_SYSVSEM;
+    let top = Vec::<u128>::with_capacity(STACK / 16).leak().as_mut_ptr().wrapping_byte_add(STACK);
+    let result: isize;
+    // SAFETY: the new thread begins behind the call with the stack that is its own for ever, and
+    // goes on in `work`, which does not return. Nothing of this thread's is touched by it.
+    unsafe {
+        asm!(
+            "syscall",
+            "test %rax, %rax",
+            "jnz 2f",
+            "xor %ebp, %ebp",
+            "mov %r12, %rdi",
+            "call *%r13",
+            "ud2",
+            "2:",
+            inlateout("rax") raw::__NR_clone as isize => result,
+            in("rdi") FLAGS as usize, in("rsi") top, in("rdx") 0, in("r10") 0, in("r8") 0,
+            in("r12") core::ptr::from_ref(shared), in("r13") work,
+            lateout("rcx") _, lateout("r11") _, options(att_syntax)
+        );
+    }
+    if result < 0 {
+        return Err(Errno::from_raw_os_error(-result as i32));
+    }
+    Ok(())
+}
+
+/// Waits while `word` is `value`, unless it is woken for nothing.
+pub fn wait_while(word: &AtomicU32, value: u32) {
+    let arguments = [word.as_ptr() as usize, raw::FUTEX_WAIT as usize, value as usize, 0, 0];
+    // SAFETY: the word outlives the call, and there is no time-out.
+    let _ = unsafe { syscall(raw::__NR_futex, arguments) };
+}
+
+/// Wakes one thread that waits at `word`.
+pub fn wake(word: &AtomicU32) {
+    let arguments = [word.as_ptr() as usize, raw::FUTEX_WAKE as usize, 1, 0, 0];
+    // SAFETY: the word outlives the call.
+    let _ = unsafe { syscall(raw::__NR_futex, arguments) };
+}
+
+/// What threads share, one of them at a time.
+pub struct Lock<T> {
+    /// 0: free; 1: taken; 2: taken, and somebody waits.
+    state: AtomicU32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: `with` lets one thread at a time have the value.
+unsafe impl<T: Send> Sync for Lock<T> {}
+
+impl<T> Lock<T> {
+    pub fn new(value: T) -> Lock<T> {
+        Lock { state: AtomicU32::new(0), value: UnsafeCell::new(value) }
+    }
+
+    /// Does something with the value, when no other thread does.
+    pub fn with<R>(&self, action: impl FnOnce(&mut T) -> R) -> R {
+        if self.state.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            while self.state.swap(2, Ordering::Acquire) != 0 {
+                wait_while(&self.state, 2);
+            }
+        }
+        // SAFETY: the state says that nobody else has it; a panic ends the whole VM.
+        let result = action(unsafe { &mut *self.value.get() });
+        if self.state.swap(0, Ordering::Release) == 2 {
+            wake(&self.state);
+        }
+        result
+    }
 }
 
 /// Ends this process, by SIGILL where a seccomp filter does not let it exit.

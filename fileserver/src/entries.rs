@@ -15,8 +15,13 @@ impl Files {
     pub fn look_up(&mut self, request: &Request, out: &mut Out) -> Result<()> {
         let name = request.fields().name()?;
         match self.hold(request.node, name) {
-            Ok(fd) => self.tell(request.node, fd, out),
+            Ok(fd) => {
+                let (number, stat) = self.tell(request.node, fd, out)?;
+                self.foretell_program(number, &stat);
+                Ok(())
+            }
             Err(Errno::NOENT) if self.believed(request.node) > 0 => {
+                self.nodes.get_mut(request.node)?.names.missed();
                 self.tell_nothing(request.node, out);
                 Ok(())
             }
@@ -28,7 +33,13 @@ impl Files {
     fn made(&mut self, parent: u64, name: &[u8], out: &mut Out) -> Result<()> {
         self.expect(parent, Change::Appears, name);
         let fd = self.hold(parent, name)?;
-        self.tell(parent, fd, out)
+        let (number, stat) = self.tell(parent, fd, out)?;
+        self.foretell_attributes(parent);
+        self.foretell_names(parent);
+        if stat.stx_nlink == 1 {
+            self.foretell_plain(number, true);
+        }
+        Ok(())
     }
 
     fn expect(&mut self, folder: u64, change: Change, name: &[u8]) {
@@ -95,8 +106,12 @@ impl Files {
         let name = request.fields().name()?;
         self.hear();
         let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        if is_folder {
+            self.doubt_attributes(); // its own too
+        }
         rustix::fs::unlinkat(self.nodes.fd(request.node)?, name, flags)?;
         self.expect(request.node, Change::Goes, name);
+        self.foretell_attributes(request.node);
         Ok(())
     }
 
@@ -118,6 +133,9 @@ impl Files {
         if flags.contains(RenameFlags::WHITEOUT) {
             self.expect(request.node, Change::Appears, old);
         }
+        self.doubt_attributes(); // those of a folder that was moved too
+        self.foretell_attributes(request.node);
+        self.foretell_attributes(target);
         Ok(())
     }
 

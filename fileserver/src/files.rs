@@ -14,15 +14,19 @@ use crate::watch::{Change, Event, Watches};
 use crate::wire::{Out, Result, FORGET, NOTIFY_INVAL_ENTRY, NOTIFY_INVAL_INODE};
 
 /// struct fuse_attr.
-const ATTRIBUTES: usize = 88;
+pub const ATTRIBUTES: usize = 88;
 
 pub struct Files {
     pub nodes: Nodes,
     pub watches: Watches,
     pub listings: Listings,
     pub rings: Rings,
-    /// Notifications that are to be sent.
+    /// Notifications and facts (facts.rs) that are to be sent.
     pub news: Out,
+    /// The relay has been told of a folder's attributes.
+    pub is_foretold: bool,
+    /// How many requests there were that make names.
+    pub makers: u32,
 }
 
 /// What is opened of a file by its name: nothing but a hold on it.
@@ -34,7 +38,9 @@ impl Files {
         let own = nodes::device(&nodes::stat(&root)?);
         let nodes = Nodes::new(root, Mounts::new(process, own), sys::most_descriptors())?;
         let (watches, listings) = (Watches::new()?, Listings::default());
-        let mut files = Files { nodes, watches, listings, rings, news: Out::default() };
+        let news = Out::default();
+        let mut files =
+            Files { nodes, watches, listings, rings, news, is_foretold: false, makers: 0 };
         files.watch(ROOT, true);
         Ok(files)
     }
@@ -45,6 +51,7 @@ impl Files {
         self.listings = Listings::default();
         self.rings.clear();
         self.news.0.clear();
+        (self.is_foretold, self.makers) = (false, 0);
         self.watches = Watches::new()?;
         self.watch(ROOT, true);
         Ok(())
@@ -75,7 +82,7 @@ impl Files {
     }
 
     /// Tells the guest of an entry of the folder `parent`, by struct fuse_entry_out.
-    pub fn tell(&mut self, parent: u64, fd: OwnedFd, out: &mut Out) -> Result<()> {
+    pub fn tell(&mut self, parent: u64, fd: OwnedFd, out: &mut Out) -> Result<(u64, Statx)> {
         let stat = nodes::stat(&fd)?;
         let (folder_mount, is_heard) = {
             let folder = self.nodes.get(parent)?;
@@ -105,7 +112,7 @@ impl Files {
         let entry_s = if is_heard { BELIEVED_S } else { 0 };
         attributes::entry(out, number, entry_s, self.believed(number));
         self.attributes(out, &stat);
-        Ok(())
+        Ok((number, stat))
     }
 
     /// Tells the guest that there is no such entry.
@@ -213,6 +220,7 @@ impl Files {
             if let Ok(node) = self.nodes.get_mut(number) {
                 (node.watch, node.is_watched) = (None, false);
             }
+            self.file_is_other(number, true);
         }
     }
 

@@ -60,6 +60,15 @@ fn parse(bytes: &[u8]) -> Option<(Entry<'_>, &[u8])> {
     Some((entry, bytes.get(size..)?))
 }
 
+/// The names among what the host's kernel tells of a folder.
+pub fn names(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (entry, behind) = parse(bytes)?;
+        bytes = behind;
+        Some(entry.name)
+    })
+}
+
 impl Files {
     /// FUSE_READDIR, and (`plus`) FUSE_READDIRPLUS, which tells of each entry what a look-up does.
     pub fn read_folder(&mut self, request: &Request, plus: bool, out: &mut Out) -> Result<()> {
@@ -67,6 +76,7 @@ impl Files {
         fields.skip(8)?;
         let (mut place, size) = (fields.u64()?, fields.u32()? as usize);
         let size = size.min(LARGEST);
+        self.doubt_attributes(); // the time of the last access
         let folder = match self.listings.take(request.node, place) {
             Some(folder) => folder,
             None => {
@@ -109,7 +119,7 @@ impl Files {
             let told = if is_itself || self.nodes.is_crowded() {
                 Err(Errno::NOENT)
             } else {
-                self.hold(folder, entry.name).and_then(|fd| self.tell(folder, fd, out))
+                self.hold(folder, entry.name).and_then(|fd| self.tell(folder, fd, out)).map(drop)
             };
             if told.is_err() {
                 // The guest looks it up itself if it wants to know.

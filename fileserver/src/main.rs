@@ -7,11 +7,13 @@
 mod attributes;
 mod contents;
 mod entries;
+mod facts;
 mod files;
 mod folders;
 mod jail;
 mod mounts;
 mod nodes;
+mod opcode;
 mod properties;
 mod ring;
 mod serve;
@@ -46,9 +48,10 @@ fn prepare(arguments: &[String]) -> Result<Server, String> {
     rustix::process::fchdir(&files).map_err(step("/proc/self/fd"))?;
     sys::keep_capabilities().map_err(step("capabilities"))?;
     let rings = Rings::map(&bulk).map_err(step("bulk file"))?;
+    let questions = sys::questions().map_err(step("signals"))?;
     jail::lock().map_err(step("jail"))?;
     let files = Files::new(root, process, rings).map_err(step("watches"))?;
-    Server::new(socket, files).map_err(step("socket"))
+    Ok(Server::new(socket, questions, files))
 }
 
 fn main() {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use crate::facts::NamesTold;
 use crate::mounts::Mounts;
 use crate::wire::Result;
 
@@ -59,6 +60,8 @@ pub struct Node {
     /// Its changes are heard of: the guest may remember what it is told.
     pub is_watched: bool,
     pub seen: Seen,
+    /// Of a folder.
+    pub names: NamesTold,
 }
 
 /// How full the table is, and when the guest has to be asked to forget.
@@ -194,7 +197,8 @@ impl Nodes {
         self.next += 1;
         let (kind, seen) = (kind_of(stat), Seen::of(stat));
         let mount = stat.stx_mnt_id;
-        let node = Node { fd, kind, key, mount, lookups: 0, watch: None, is_watched: false, seen };
+        let (watch, is_watched, names) = (None, false, NamesTold::default());
+        let node = Node { fd, kind, key, mount, lookups: 0, watch, is_watched, seen, names };
         self.by_number.insert(number, node);
         self.by_key.insert(key, number);
         number

@@ -77,6 +77,7 @@ impl Files {
     pub fn set_attributes(&mut self, request: &Request, out: &mut Out) -> Result<()> {
         let wanted = Wanted::parse(request.fields())?;
         self.hear();
+        self.doubt_attributes();
         let result = self.apply(request.node, &wanted);
         self.changed(request.node)?;
         result?;
@@ -136,7 +137,9 @@ impl Files {
         let count = if list {
             rustix::fs::listxattr(&file, &mut buffer[..])?
         } else {
-            rustix::fs::getxattr(&file, fields.string()?, &mut buffer[..])?
+            let name = fields.string()?;
+            let count = rustix::fs::getxattr(&file, name, &mut buffer[..]);
+            count.inspect_err(|&error| self.foretell_xattr(request.node, name, error))?
         };
         if size == 0 {
             out.u32(count as u32).u32(0);
@@ -155,6 +158,8 @@ impl Files {
         let (name, value) = (fields.string()?, fields.bytes(size)?);
         let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         self.hear();
+        self.doubt_attributes();
+        self.foretell_plain(request.node, false);
         let file = sys::name_of(self.nodes.fd(request.node)?);
         sys::dropping_privileges(more & ACL_KILL_SGID != 0, || {
             rustix::fs::setxattr(&file, name, value, flags)
@@ -166,6 +171,7 @@ impl Files {
     pub fn remove_xattr(&mut self, request: &Request) -> Result<()> {
         let name = request.fields().string()?;
         self.hear();
+        self.doubt_attributes();
         rustix::fs::removexattr(sys::name_of(self.nodes.fd(request.node)?), name)?;
         self.changed(request.node).map(|_| ())
     }
@@ -185,10 +191,12 @@ impl Files {
                 .copy_from_slice(fields.bytes(size.min(given))?.get(..size).ok_or(Errno::INVAL)?);
         }
         self.hear();
+        self.doubt_attributes();
         let file = self.open_any(request.node)?;
         sys::ioctl(&file, command, &mut data)?;
         if sets {
             self.changed(request.node)?;
+            self.file_is_other(request.node, false); // its names may mind their case less
         }
         out.u32(0).u32(0).u32(0).u32(0);
         if !sets {

@@ -1,6 +1,6 @@
 //! The loop: requests in, replies and news out.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{poll, PollFd, PollFlags};
@@ -9,6 +9,8 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::contents::Read;
 use crate::files::Files;
+use crate::opcode::{self, Counts};
+use crate::sys;
 use crate::wire::{Out, Request, Result};
 use crate::wire::{BEGIN, FREED, INLINE, IN_HEADER, LONG_BEGINNING, MAX_DATA, TAKEN};
 
@@ -33,6 +35,17 @@ pub struct Server {
     socket: Arc<Socket>,
     files: Files,
     postponed: Vec<Vec<u8>>,
+    /// Whoever wants to know asks by SIGUSR1; the answer goes to the log.
+    questions: OwnedFd,
+    counts: Counts,
+}
+
+/// What the loop goes on with.
+enum Next {
+    Request,
+    /// News of the host's files, which come first.
+    News,
+    Question,
 }
 
 /// The stream: messages go out whole.
@@ -58,9 +71,10 @@ impl Socket {
 }
 
 impl Server {
-    pub fn new(socket: OwnedFd, files: Files) -> Result<Server> {
+    /// `questions`: as sys::questions has made it.
+    pub fn new(socket: OwnedFd, questions: OwnedFd, files: Files) -> Server {
         let socket = Arc::new(Socket { fd: socket, sending: Mutex::new(()) });
-        Ok(Server { socket, files, postponed: Vec::new() })
+        Server { socket, files, postponed: Vec::new(), questions, counts: Counts::new() }
     }
 
     /// Serves until the VM is gone.
@@ -68,10 +82,18 @@ impl Server {
         let mut buffer = vec![0u8; BUFFER];
         let mut filled = 0;
         loop {
-            if self.wait().map_err(|error| format!("poll: {error}"))? {
-                self.files.hear();
-                self.send_news()?;
-                continue;
+            match self.wait().map_err(|error| format!("poll: {error}"))? {
+                Next::Request => {}
+                Next::News => {
+                    self.files.hear();
+                    self.send_news()?;
+                    continue;
+                }
+                Next::Question => {
+                    sys::take_question(&self.questions);
+                    eprintln!("cloche-files: requests: {}", self.counts.text());
+                    continue;
+                }
             }
             match rustix::net::recv(&self.socket.fd, &mut buffer[filled..], RecvFlags::empty()) {
                 Ok((0, _)) => return Ok(()),
@@ -90,12 +112,14 @@ impl Server {
         }
     }
 
-    /// Waits; true: for news of the host's files, which come first.
-    fn wait(&self) -> Result<bool> {
+    fn wait(&self) -> Result<Next> {
         let (socket, watches) = (&self.socket.fd, self.files.watches.fd());
-        let mut fds = [PollFd::new(&watches, PollFlags::IN), PollFd::new(socket, PollFlags::IN)];
+        let fds = [watches, self.questions.as_fd(), socket.as_fd()];
+        let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
         match poll(&mut fds, None) {
-            Ok(_) => Ok(!fds[0].revents().is_empty()),
+            Ok(_) if !fds[0].revents().is_empty() => Ok(Next::News),
+            Ok(_) if !fds[1].revents().is_empty() => Ok(Next::Question),
+            Ok(_) => Ok(Next::Request),
             Err(Errno::INTR) => self.wait(),
             Err(error) => Err(error),
         }
@@ -136,35 +160,37 @@ impl Server {
         data: Option<(*const u8, usize)>,
     ) -> std::result::Result<(), String> {
         let Ok(request) = Request::parse(message) else { return Err("not a message".into()) };
+        self.counts.count(request.opcode);
+        self.files.count_maker(&request);
         let mut out = Out::default();
         out.header(0, 0, request.unique);
         let answer = self.carry_out(&request, data, &mut out);
-        // What the guest has to know comes before what it has waited for.
-        if !self.files.news.0.is_empty() {
-            self.send_news()?;
-        }
         match answer {
-            Ok(Answer::None) => Ok(()),
+            Ok(Answer::None) => out.0.clear(),
             Ok(Answer::Later) => {
                 self.postponed.push(message.to_vec());
-                Ok(())
+                out.0.clear();
             }
             Ok(Answer::Reply) => {
                 let length = out.0.len() as u32;
                 out.0[..4].copy_from_slice(&length.to_ne_bytes());
-                self.send(&out.0)
             }
             Ok(Answer::Long(count)) => {
                 out.0.clear();
                 out.header(count, 0, request.unique);
-                self.send(&out.0)
             }
             Err(error) => {
                 out.0.clear();
                 out.header(0, -error.raw_os_error(), request.unique);
-                self.send(&out.0)
             }
         }
+        // What the guest has to know comes before what it has waited for.
+        let mut news = std::mem::take(&mut self.files.news);
+        if news.0.is_empty() {
+            return self.send(&out.0);
+        }
+        news.bytes(&out.0);
+        self.send(&news.0)
     }
 
     fn carry_out(
@@ -289,40 +315,4 @@ fn whole_message(buffer: &[u8]) -> std::result::Result<Option<usize>, String> {
     }
     let size = if total > INLINE { LONG_BEGINNING } else { total };
     Ok((buffer.len() >= size).then_some(size))
-}
-
-/// Numbers of requests: enum fuse_opcode of linux/fuse.h.
-mod opcode {
-    pub const LOOKUP: u32 = 1;
-    pub const FORGET: u32 = 2;
-    pub const GETATTR: u32 = 3;
-    pub const SETATTR: u32 = 4;
-    pub const READLINK: u32 = 5;
-    pub const SYMLINK: u32 = 6;
-    pub const MKNOD: u32 = 8;
-    pub const MKDIR: u32 = 9;
-    pub const UNLINK: u32 = 10;
-    pub const RMDIR: u32 = 11;
-    pub const RENAME: u32 = 12;
-    pub const LINK: u32 = 13;
-    pub const READ: u32 = 15;
-    pub const WRITE: u32 = 16;
-    pub const STATFS: u32 = 17;
-    pub const FSYNC: u32 = 20;
-    pub const SETXATTR: u32 = 21;
-    pub const GETXATTR: u32 = 22;
-    pub const LISTXATTR: u32 = 23;
-    pub const REMOVEXATTR: u32 = 24;
-    pub const READDIR: u32 = 28;
-    pub const FSYNCDIR: u32 = 30;
-    pub const INTERRUPT: u32 = 36;
-    pub const DESTROY: u32 = 38;
-    pub const IOCTL: u32 = 39;
-    pub const BATCH_FORGET: u32 = 42;
-    pub const FALLOCATE: u32 = 43;
-    pub const READDIRPLUS: u32 = 44;
-    pub const RENAME2: u32 = 45;
-    pub const LSEEK: u32 = 46;
-    pub const COPY_FILE_RANGE: u32 = 47;
-    pub const SYNCFS: u32 = 50;
 }

@@ -210,3 +210,23 @@ pub fn allow_calls(steps: &[libc::sock_filter]) -> Result<()> {
     // SAFETY: the program and its steps outlive the call.
     check(unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) }).map(|_| ())
 }
+
+/// A descriptor that can be read once SIGUSR1 has come, which does nothing else any more.
+pub fn questions() -> Result<OwnedFd> {
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the set is made before it is used, and outlives the calls.
+    let fd = unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGUSR1);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
+        check(libc::signalfd(-1, &raw const set, flags).into())?
+    };
+    // SAFETY: it has just been opened.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Takes what made such a descriptor readable.
+pub fn take_question(questions: &OwnedFd) {
+    let _ = rustix::io::read(questions, &mut [0u8; 128]);
+}

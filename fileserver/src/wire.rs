@@ -25,6 +25,13 @@ pub const FREED: i32 = 0x0c10_0003;
 /// That the guest's kernel should forget files that it does not use; with 1: their data, too.
 pub const FORGET: i32 = 0x0c10_0004;
 
+/// To the relay, what it may answer by itself: attributes of a folder; whether a file has no
+/// capabilities; all names of a folder; that the attributes are not to be relied on any more.
+pub const FACT_ATTRIBUTES: i32 = 0x0c10_0010;
+pub const FACT_PLAIN: i32 = 0x0c10_0011;
+pub const FACT_NAMES: i32 = 0x0c10_0012;
+pub const FACT_DOUBT: i32 = 0x0c10_0013;
+
 pub const NOTIFY_INVAL_INODE: i32 = 2;
 pub const NOTIFY_INVAL_ENTRY: i32 = 3;
 
