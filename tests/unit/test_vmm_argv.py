@@ -45,7 +45,8 @@ def devices(bus: str, rom: str, *, first_nic: str, first_disk: str) -> list[str]
     ]
     for slot, backend in enumerate(nics):
         mac = f"52:54:00:c1:0c:0{slot}"
-        card = f"virtio-net-{bus},netdev=net{slot},mac={mac},guest_announce=off{rom}"
+        offers = "guest_announce=off,guest_ufo=off,host_ufo=off"
+        card = f"virtio-net-{bus},netdev=net{slot},mac={mac},{offers}{rom}"
         argv += ["-netdev", backend, "-device", card]
     for slot, backend in enumerate([first_disk or empty.format(0), empty.format(1)]):
         argv += ["-blockdev", backend]

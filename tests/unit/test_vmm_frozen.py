@@ -20,7 +20,7 @@ from cloche.vmm.launch import file_limit
 from cloche.vmm.shape import Shape
 
 IMAGE = b"cloche-1" + bytes(5000)
-HEADER = 12
+TAPS = [12, 15]
 
 
 def shape(**changes: object) -> Shape:
@@ -51,13 +51,13 @@ def libraries(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def saved(tmp_path: Path, libraries: list[Path]) -> Path:
     """The folder of a frozen QEMU."""
-    folder = Path(frozen_folder(str(tmp_path), shape(), user_network=False))
+    folder = Path(frozen_folder(str(tmp_path), shape()))
     folder.mkdir(parents=True)
     (folder / "process").write_bytes(IMAGE)
     (folder / "memory").touch()
     os.truncate(folder / "memory", 4 << 20)
     files = [print_of(str(path)) for path in libraries]
-    write(folder, identity=identity(shape()), problem="", time=0, header=HEADER, files=files)
+    write(folder, identity=identity(shape()), problem="", time=0, taps=TAPS, files=files)
     write(folder, file_limit=file_limit(), sums={"memory": 0, "process": 0})
     return folder
 
@@ -76,7 +76,7 @@ def root_of(saved: Path) -> str:
 
 def find(saved: Path, wanted: Shape | None = None) -> tuple[Frozen | None, str]:
     """What a start of that shape finds, by default of the one that is saved."""
-    return load_frozen(root_of(saved), wanted or shape(), user_network=False)
+    return load_frozen(root_of(saved), wanted or shape())
 
 
 def test_a_frozen_qemu_is_found(saved: Path, thaw: Path) -> None:
@@ -84,22 +84,23 @@ def test_a_frozen_qemu_is_found(saved: Path, thaw: Path) -> None:
     assert problem == ""
     assert found is not None
     assert (found.program, found.qemu) == (str(thaw), "/bin/sh")
-    assert (found.folder, found.header) == (str(saved), HEADER)
+    assert (found.folder, found.taps) == (str(saved), TAPS)
 
 
 def test_one_with_taps_and_one_with_a_user_mode_network_are_two(saved: Path) -> None:
-    assert load_frozen(root_of(saved), shape(), user_network=True) == (None, "")
-    other = Path(frozen_folder(root_of(saved), shape(), user_network=True))
-    assert other.parent == saved.parent
-    saved.rename(other)
-    found, _ = load_frozen(root_of(saved), shape(), user_network=True)
-    assert found is not None
-    assert found.folder == str(other)
-    assert find(saved) == (None, "")
+    other = shape(taps=True)
+    assert other.directory_name() != shape().directory_name()
+    assert find(saved, other) == (None, "")
+    # Not even where it stands in the other's place.
+    folder = Path(frozen_folder(root_of(saved), other))
+    folder.parent.mkdir()
+    saved.rename(folder)
+    assert find(folder, other) == (None, "")
+    assert find(folder) == (None, "")
 
 
 def test_there_is_none_at_first(tmp_path: Path) -> None:
-    assert load_frozen(str(tmp_path), shape(), user_network=False) == (None, "")
+    assert load_frozen(str(tmp_path), shape()) == (None, "")
 
 
 def test_without_the_program_there_can_be_none(saved: Path, thaw: Path) -> None:
@@ -241,7 +242,7 @@ def without(name: str) -> Callable[[Path], None]:
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text("[]"),
         lambda folder: (folder / "manifest.json").write_bytes(b"\xff"),
-        *(without(name) for name in ("identity", "problem", "header", "files", "size")),
+        *(without(name) for name in ("identity", "problem", "taps", "files", "size")),
         without("file_limit"),
         without("sums"),
         manifest(sums={"memory": 0}),
@@ -260,7 +261,7 @@ def test_a_damaged_one_is_none(saved: Path, damage: Callable[[Path], object]) ->
 
 
 def test_slots_without_a_tap() -> None:
-    slots, idle = Frozen("", "", "", HEADER, 0).network([])
+    slots, idle = Frozen("", "", "", TAPS, 0).network([])
     assert slots == idle
     assert len(slots) == NIC_SLOTS
     for fd in idle:
@@ -307,4 +308,4 @@ def test_one_that_does_not_thaw_is_given_up(saved: Path) -> None:
 
 
 def test_a_user_mode_network_has_no_slots() -> None:
-    assert Frozen("", "", "", 0, 0).network([]) == ([], [])
+    assert Frozen("", "", "", (), 0).network([]) == ([], [])

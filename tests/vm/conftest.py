@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 
 from cloche.base import syscalls
+from host.conftest import namespace
 
 from .bundles import Bundle, build_root
 from .runtime import Container, Runtime
+
+__all__ = ["namespace"]
 
 _PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86",

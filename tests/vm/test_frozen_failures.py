@@ -16,12 +16,13 @@ import pytest
 
 from cloche.guest.guest import guest_for
 from cloche.heart.frozen_maker import SHARES, make_frozen, work_prefix
-from cloche.heart.machine import choose_shape, find_variants
+from cloche.heart.machine import boot_of, choose_shape, find_variants
 from cloche.model.config import load_settings
 from cloche.vmm import preload
 from cloche.vmm.frozen import load_frozen
 from cloche.vmm.script import PAGE, RETURN, SPAWN
-from cloche.vmm.template import load_template, template_image
+from cloche.vmm.template import template_image
+from cloche.vmm.template_maker import make_template
 from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
@@ -363,21 +364,20 @@ def test_what_this_host_cannot_do_is_not_tried_at_each_start(
 
 
 def test_without_the_preload_none_is_made(
-    made: FrozenQemu, monkeypatch: pytest.MonkeyPatch
+    made: FrozenQemu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """GnuTLS's random generator would be in its memory, and go on alike in all VMs."""
     guest = guest_for(str(made.root), None)
     assert guest is not None
-    shape = choose_shape(find_variants(load_settings()), guest, SMALL, None)
-    root = str(made.root / "templates")
-    template = load_template(root, shape)
-    assert template is not None
+    variants, root = find_variants(load_settings()), str(tmp_path)
+    shape = choose_shape(variants, guest, SMALL, None)
+    template = make_template(root, shape, variants, lambda: boot_of(guest, shape))
     monkeypatch.setattr(preload, "preload_candidates", list)
-    assert make_frozen(root, shape, template, user_network=True, again=True) is None
-    _, problem = load_frozen(root, shape, user_network=True)
+    assert make_frozen(root, shape, template, again=True) is None
+    _, problem = load_frozen(root, shape)
     assert "all VMs would draw the same random numbers" in problem
     monkeypatch.undo()
-    assert make_frozen(root, shape, template, user_network=True, again=True) is not None
+    assert make_frozen(root, shape, template, again=True) is not None
 
 
 def test_a_copy_of_a_data_folder_is_on_its_own(

@@ -155,7 +155,7 @@ def test_where_nobody_can_be_asked(cloche: Runtime, bundle: Bundle, server: Serv
 
     cloche("do", bundle.rootfs, "true")
     templates = Path(load_settings().templates)
-    images = {path: path.stat().st_ino for path in templates.glob("*/frozen-user/manifest.json")}
+    images = {path: path.stat().st_ino for path in templates.glob("*/frozen/manifest.json")}
     result = under_a_listener()
     assert result.returncode == 125
     assert "the host's loopback cannot be kept from its user-mode network" in result.stderr

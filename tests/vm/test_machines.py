@@ -84,8 +84,10 @@ def test_setup_tells_of_every_attempt(
     cloche.env |= {"CLOCHE_FREEZE": "off", "CLOCHE_DATA_ROOT": str(data)}
     said = cloche("setup").lines
     attempts = [line for line in said if "(attempt " in line]
-    assert len(attempts) == 3
+    assert len(attempts) == 4
     assert "(attempt 3 of at most 4; given up after 8 s of silence)" in attempts[2]
+    # The second template is booted on what the first has found.
+    assert "user-mode network: booting the guest kernel on q35 with" in attempts[3]
     assert len([line for line in said if "starts no kernel, given up after 0." in line]) >= 2
     (machine,) = [line for line in said if line.startswith("machine: ")]
     assert machine.startswith("machine: q35 with CPU max,erms=off,fsrm=off (microvm,")

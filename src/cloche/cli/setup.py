@@ -20,7 +20,7 @@ from cloche.guest import build
 from cloche.guest.agent_binary import find_agent, require_agent
 from cloche.guest.guest import Guest, guest_for
 from cloche.guest.report import Report
-from cloche.heart import frozen_maker
+from cloche.heart import frozen_maker, templates
 from cloche.heart.machine import boot_of, choose_shape, find_variants
 from cloche.model.config import Settings, load_settings
 from cloche.model.state import DEFAULT_ROOT
@@ -32,7 +32,10 @@ from cloche.vmm.template import Template, load_template
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cloche.cli.main import Context
+    from cloche.vmm.variant import Variants
 
 MIB = 1 << 20
 
@@ -73,11 +76,11 @@ def prepare(settings: Settings) -> int:
         rows = make_template(settings, guest, report)
         removed = remove_unused(settings)
     accel = choose_accel(DEFAULT_ROOT, settings.accel)
-    machine = [
+    host = [
         Row("QEMU", version, settings.qemu),
         Row("accelerator", accel.name, accel.reason),
     ]
-    show_summary(console, [*guest_rows(guest), *machine, *rows])
+    show_summary(console, [*guest_rows(guest), *host, *rows])
     for name in removed:
         console.print(f"Removed {name}: not used any more.")
     console.print(f"Ready after {time.monotonic() - started:.1f} s.")
@@ -102,29 +105,41 @@ def make_template(settings: Settings, guest: Guest, report: Report) -> list[Row]
         return [Row("template", "none", "switched off in the configuration: every VM boots cold")]
     report.step("Looking for a template of the default shape")
     variants = find_variants(settings)
-    shape = choose_shape(variants, guest, None, None)
-    template = template_maker.make_template(
-        settings.templates,
-        shape,
+    rows: list[Row] = []
+    for shape in default_shapes(variants, guest):
+        rows += make_one(settings, variants, shape, guest, report)
+    why = ". ".join(variants.refused) or "the first choice"
+    return [Row("machine", str(variants.best), why), *rows]
+
+
+def default_shapes(variants: Variants, guest: Guest) -> list[Shape]:
+    """The default size with taps, and without any."""
+    return [choose_shape(variants, guest, None, None, taps=taps) for taps in (True, False)]
+
+
+def make_one(
+    settings: Settings, variants: Variants, shape: Shape, guest: Guest, report: Report
+) -> list[Row]:
+    """Save a template of the default size, and its frozen QEMU, unless they are there."""
+    title = f"template, {'taps' if shape.taps else 'user-mode network'}"
+    template = templates.make_template(
+        settings,
         variants,
+        shape,
         lambda: boot_of(guest, shape),
-        lambda text: report.step(f"Making the template: {text}"),
+        lambda text: report.step(f"Making the {title}: {text}"),
     )
     size = disk_usage(Path(settings.templates, shape.directory_name()))
     what = f"{shape.cpus} vCPU, {shape.memory} MiB"
     return [
-        Row("machine", str(shape.variant), ". ".join(variants.refused) or "the first choice"),
-        Row("template", what, f"the default shape; {size / MIB:.0f} MiB on disk"),
-        make_frozen(settings, shape, template, report, user_network=False),
-        make_frozen(settings, shape, template, report, user_network=True),
+        Row(title, what, f"the default shape; {size / MIB:.0f} MiB on disk"),
+        make_frozen(settings, shape, template, report),
     ]
 
 
-def make_frozen(
-    settings: Settings, shape: Shape, template: Template, report: Report, *, user_network: bool
-) -> Row:
+def make_frozen(settings: Settings, shape: Shape, template: Template, report: Report) -> Row:
     """Freeze a QEMU of the default shape, where that makes starts quicker, unless it is there."""
-    title = f"frozen QEMU, {'user-mode network' if user_network else 'taps'}"
+    title = f"frozen QEMU, {'taps' if shape.taps else 'user-mode network'}"
     if not settings.freeze:
         return Row(title, "none", "switched off in the configuration")
     if shape.accel != FROZEN_ACCEL:
@@ -135,16 +150,15 @@ def make_frozen(
             settings.templates,
             shape,
             template,
-            user_network=user_network,
             again=True,
             report=lambda text: report.step(f"Making a {title}: {text}"),
         )
     except (ClocheError, OSError) as error:
         return Row(title, "none", f"starts take longer: {error}")
     if frozen is None:
-        _, problem = load_frozen(settings.templates, shape, user_network=user_network)
+        _, problem = load_frozen(settings.templates, shape)
         return Row(title, "none", f"starts take longer: {problem}")
-    folder = frozen_folder(settings.templates, shape, user_network=user_network)
+    folder = frozen_folder(settings.templates, shape)
     size = disk_usage(Path(folder))
     return Row(title, "of the default shape", f"{size / MIB:.0f} MiB on disk")
 
@@ -188,26 +202,25 @@ def stale_reasons(settings: Settings) -> list[str]:
     if stale is not None:
         reasons.append(f"guest: {stale}")
     elif guest is not None and settings.template and not reasons:
-        shape = choose_shape(find_variants(settings), guest, None, None)
-        template = load_template(settings.templates, shape)
-        if template is None:
-            reasons.append("template: none for this QEMU, CPU, accelerator and guest")
-        elif damaged := template.image.damaged():
-            reasons.append(f"template: {template.image.path(damaged)} is damaged")
-        elif settings.freeze and shape.accel == FROZEN_ACCEL:
-            found = [
-                load_frozen(settings.templates, shape, user_network=user_network)
-                for user_network in (False, True)
-            ]
-            reasons += [
-                f"frozen QEMU: {frozen.image.path(damaged)} is damaged"
-                for frozen, _ in found
-                if frozen is not None and (damaged := frozen.image.damaged())
-            ]
-            # What this host cannot do no setup brings about.
-            if any(frozen is None and not problem for frozen, problem in found):
-                reasons.append("frozen QEMU: none for this QEMU, its libraries, CPU and kernel")
+        shapes = default_shapes(find_variants(settings), guest)
+        faults = [why for shape in shapes for why in image_faults(settings, shape)]
+        reasons = list(dict.fromkeys(faults))
     return reasons
+
+
+def image_faults(settings: Settings, shape: Shape) -> Iterator[str]:
+    """What is missing or damaged of what VMs of *shape* start from."""
+    template = load_template(settings.templates, shape)
+    if template is None:
+        yield "template: none for this QEMU, CPU, accelerator and guest"
+    elif damaged := template.image.damaged():
+        yield f"template: {template.image.path(damaged)} is damaged"
+    elif settings.freeze and shape.accel == FROZEN_ACCEL:
+        frozen, problem = load_frozen(settings.templates, shape)
+        if frozen is not None and (damaged := frozen.image.damaged()):
+            yield f"frozen QEMU: {frozen.image.path(damaged)} is damaged"
+        elif frozen is None and not problem:  # what this host cannot do no setup brings about
+            yield "frozen QEMU: none for this QEMU, its libraries, CPU and kernel"
 
 
 def qemu_version(settings: Settings) -> str:

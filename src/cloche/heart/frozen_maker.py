@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
-import struct
 import tempfile
 import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from cloche.base import syscalls
 from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import write_atomically
 from cloche.base.loop import Loop
@@ -23,13 +20,12 @@ from cloche.heart.files import serve_files
 from cloche.heart.greeting import FUSE
 from cloche.heart.rehearsal import BRIEF, BRIEF_STATUS, SCRIPT, SHELL, Act, Rehearsal, make_bundle
 from cloche.host.file_server import FileServerError
-from cloche.host.taps import open_taps
+from cloche.host.own_taps import own_taps, settings_of
 from cloche.vmm.argv import NIC_SLOTS
 from cloche.vmm.frozen import (
     FOLDER,
     MEMORY,
     PROCESS,
-    USER_FOLDER,
     Frozen,
     find_thaw,
     frozen_folder,
@@ -53,7 +49,6 @@ from cloche.vmm.vm import Vm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cloche.host.taps import Tap
     from cloche.vmm.shape import Shape
     from cloche.vmm.template import Template
 
@@ -63,7 +58,6 @@ TRIAL_TIMEOUT_S = 30.0
 # A tmpfs, as every sandbox's share is one: QEMU's 9p server looks once, and where files have
 # generations (ext4) opens each file for its own, at every question.
 SHARES = "/dev/shm"
-_TUNGETVNETHDRSZ = 0x800454D7  # <linux/if_tun.h>
 
 
 def make_frozen(
@@ -71,30 +65,29 @@ def make_frozen(
     shape: Shape,
     template: Template,
     *,
-    user_network: bool,
     again: bool = False,
     report: Callable[[str], None] = lambda text: None,
 ) -> Frozen | None:
     """Freeze a VM of *shape*, made from *template*, below *root*; None where that cannot be done.
 
-    It has a user-mode network, or taps. Told to try *again*, it waits for another maker, tries
-    out what there is, and does not mind that none could be made the last time; else it leaves all
-    that to others: what could not be done is noted, and not tried again for an hour. ClocheError
-    or OSError when not even that can be written.
+    It has taps, or a user-mode network, as its shape says. Told to try *again*, it waits for
+    another maker, tries out what there is, and does not mind that none could be made the last
+    time; else it leaves all that to others: what could not be done is noted, and not tried again
+    for an hour. ClocheError or OSError when not even that can be written.
     """
     root = os.path.realpath(root)  # as QEMU's descriptors and maps tell of it
     with contextlib.suppress(BlockingIOError), alone_in(root, wait=again):
         remove_abandoned(SHARES, work_prefix(root))
         remove_abandoned(os.path.join(root, shape.directory_name()), WORK_PREFIX)
-        frozen, problem = load_frozen(root, shape, user_network=user_network)
+        frozen, problem = load_frozen(root, shape)
         if again and frozen is not None and not _thaws(root, frozen, shape.files):
             frozen = None
         if frozen is None and (again or not problem):
             check_space(root, shape)
             template.image.verify()  # else the damage would be in this one as well, unseen
-            target = frozen_folder(root, shape, user_network=user_network)
-            _make(root, target, shape, template, user_network, report)
-            frozen, _ = load_frozen(root, shape, user_network=user_network)
+            target = frozen_folder(root, shape)
+            _make(root, target, shape, template, report)
+            frozen, _ = load_frozen(root, shape)
         return frozen
     return None
 
@@ -104,7 +97,6 @@ def _make(
     target: str,
     shape: Shape,
     template: Template,
-    user_network: bool,
     report: Callable[[str], None],
 ) -> None:
     """Make one beside *target*, and put it there when it is known what became of it."""
@@ -112,10 +104,10 @@ def _make(
     made = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=os.path.dirname(target))
     facts: dict[str, Any] = {"identity": identity(shape), "problem": "", "time": time.time()}
     try:
-        facts |= _freeze(directory, made, shape, template, user_network, report)
+        facts |= _freeze(directory, made, shape, template, report)
         report("trying the frozen QEMU out")
         thaw = find_thaw() or ""
-        frozen = Frozen(thaw, shape.qemu, made, facts["header"], facts["file_limit"])
+        frozen = Frozen(thaw, shape.qemu, made, facts["taps"], facts["file_limit"])
         _try(directory, frozen, shape.files)
     except FileServerError:  # it says nothing about a frozen QEMU
         shutil.rmtree(made, ignore_errors=True)
@@ -147,7 +139,6 @@ def _freeze(
     target: str,
     shape: Shape,
     template: Template,
-    user_network: bool,
     report: Callable[[str], None],
 ) -> dict[str, Any]:
     """Rehearse, and write memory and process to *target*; returns what the manifest tells of them.
@@ -158,9 +149,7 @@ def _freeze(
     memory, image = os.path.join(target, MEMORY), os.path.join(target, PROCESS)
     copy_sparse(template.memory_file, memory)
     config = make_bundle(directory)
-    taps = [] if user_network else _own_taps()
-    cards = [tap.fd for tap in taps]
-    try:
+    with own_taps(NIC_SLOTS if shape.taps else 0) as cards:
         report("running containers in a VM, for a QEMU that knows how")
         with Rehearsal(directory, config) as first:
             first.restore(shape, memory, template.state, cards)
@@ -171,14 +160,11 @@ def _freeze(
             second.run([Act([SHELL]), Act([BRIEF], status=BRIEF_STATUS)])
             report("freezing QEMU")
             files = second.freeze(image, memory)
-        header = _header_size(cards[0]) if cards else 0
-    finally:
-        for tap in taps:
-            tap.close()
+            taps = settings_of(cards[0]) if cards else ()
     for path in (memory, image):
         sync(path)
     known = [print_of(path) for path in files]
-    facts = {"header": header, "files": known, "size": os.stat(image).st_size}
+    facts = {"taps": taps, "files": known, "size": os.stat(image).st_size}
     return {**facts, "file_limit": file_limit(), "sums": frozen_image(target).sums()}
 
 
@@ -194,8 +180,7 @@ def work_prefix(root: str) -> str:
 def remove_all(root: str) -> None:
     """Remove all frozen QEMUs below *root*; what runs goes on."""
     for name in os.listdir(root) if os.path.isdir(root) else []:
-        for folder in (FOLDER, USER_FOLDER):
-            shutil.rmtree(os.path.join(root, name, folder), ignore_errors=True)
+        shutil.rmtree(os.path.join(root, name, FOLDER), ignore_errors=True)
 
 
 def _thaws(root: str, frozen: Frozen, kind: str) -> bool:
@@ -229,25 +214,6 @@ def _try(directory: str, frozen: Frozen, kind: str) -> None:
         if vm.pid:
             loop.run_until(vm.exited)
         loop.close()
-
-
-def _header_size(tap: int) -> int:
-    """What QEMU has set: struct virtio_net_hdr comes in two sizes."""
-    (size,) = struct.unpack("i", fcntl.ioctl(tap, _TUNGETVNETHDRSZ, bytes(4)))
-    return int(size)
-
-
-def _own_taps() -> list[Tap]:
-    """Taps in a network namespace that goes with them."""
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.unshare(syscalls.CLONE_NEWNET)
-        try:
-            return open_taps(NIC_SLOTS)
-        finally:
-            syscalls.setns(own, syscalls.CLONE_NEWNET)
-    finally:
-        os.close(own)
 
 
 def copy_sparse(source: str, target: str) -> None:

@@ -13,7 +13,7 @@ from cloche.heart.greeting import FUSE, Greeting
 from cloche.model.disks import MOST_DISKS
 from cloche.model.state import DEFAULT_ROOT
 from cloche.vmm.accel import choose_accel, tsc_khz
-from cloche.vmm.argv import kernel_cmdline
+from cloche.vmm.argv import NIC_SLOTS, kernel_cmdline
 from cloche.vmm.frozen import FROZEN_ACCEL, frozen_folder, frozen_image, load_frozen
 from cloche.vmm.shape import Shape, cpu_count, memory_step
 from cloche.vmm.template import Template, load_template, template_image
@@ -69,8 +69,15 @@ def find_variants(settings: Settings, qemu: str = "") -> Variants:
     return found
 
 
-def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: float | None) -> Shape:
-    """The shape for limits of *memory* bytes and *cpus* processors."""
+def choose_shape(
+    variants: Variants,
+    guest: Guest,
+    memory: int | None,
+    cpus: float | None,
+    *,
+    taps: bool = False,
+) -> Shape:
+    """The shape for limits of *memory* bytes and *cpus* processors, its cards on *taps* or not."""
     return Shape(
         qemu=variants.qemu,
         variant=variants.best,
@@ -80,6 +87,7 @@ def choose_shape(variants: Variants, guest: Guest, memory: int | None, cpus: flo
         guest_key=guest.key,
         randomize=variants.randomize,
         files=variants.files,
+        taps=taps,
     )
 
 
@@ -122,11 +130,11 @@ class Choice:
         return kernel, self.initramfs or initramfs, " ".join([cmdline, *self.words])
 
 
-def _choose(request: Request) -> Choice:
+def _choose(request: Request, *, taps: bool) -> Choice:
     settings, glance = request.settings, request.glance
     guest = find_guest(settings)
     variants = find_variants(settings)
-    shape = choose_shape(variants, guest, glance.memory, glance.cpus)
+    shape = choose_shape(variants, guest, glance.memory, glance.cpus, taps=taps)
     choice = Choice(guest, variants, shape)
     if not settings.template:
         choice.cold = "VM: cold boot: templates are switched off (template = off)"
@@ -184,17 +192,19 @@ class Machine:
 
 def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[int]) -> Machine:
     """Start the VM for *request*: thawed, else from its template, else cold."""
-    choice = _choose(request)
+    user_network = not taps and request.has_user_network()
+    # What has nothing to tie to a tap came up with some all the same, if the host has any.
+    has_taps = bool(taps) or (not user_network and os.path.exists("/dev/net/tun"))
+    choice = _choose(request, taps=has_taps)
     machine = Machine(Vm(loop, request.directory), choice)
     machine.serve_files(request.directory, share)
     vm, warnings = machine.vm, machine.warnings
     vm.exited.on_done(lambda _: machine.ended())
-    user_network = not taps and request.has_user_network()
     if user_network and request.host_loopback is not None:
         from cloche.vmm.loopback import HostLoopback
 
         vm.guard = HostLoopback(loop, request.host_loopback)
-    frozen = machine.frozen = _find_frozen(request, choice, user_network, warnings)
+    frozen = machine.frozen = _find_frozen(request, choice, warnings)
 
     def otherwise(held: Sequence[int]) -> None:
         machine.distrust()
@@ -230,6 +240,12 @@ def _launch(
     machine.image = template.image if template else None
     if template is None:
         _settle(request, choice, machine.warnings)
+    idle = []
+    if template and shape.taps and not taps:
+        # The namespace is our own, so they go with it; a thaw has a cheaper stand-in.
+        from cloche.host.taps import open_taps
+
+        idle = open_taps(NIC_SLOTS, persistent=True)
     disks = [
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
@@ -237,7 +253,7 @@ def _launch(
     machine.vm.launch(
         shape,
         share=share.directory,
-        taps=taps,
+        taps=taps or [tap.fd for tap in idle],
         user_network=not taps and request.has_user_network(),
         images=[request.image] if request.image else [],
         disks=disks,
@@ -248,7 +264,7 @@ def _launch(
         state=template.state if template else None,
         files=machine.files_fds,
     )
-    for fd, _ in disks:
+    for fd in [*(fd for fd, _ in disks), *(tap.fd for tap in idle)]:
         os.close(fd)
 
 
@@ -270,17 +286,17 @@ def refusals(variants: Variants) -> list[str]:
     return [f"VM: {why}; {variants.best} does" for why in variants.refused]
 
 
-def _find_frozen(
-    request: Request, choice: Choice, user_network: bool, warnings: list[str]
-) -> Frozen | None:
-    """The frozen QEMU of the shape, made now where there might be one; None means: another way.
+def _may_be_thawed(request: Request, shape: Shape) -> bool:
+    """Not with KVM, which gains nothing; and what has no taps leads to the network if thawed."""
+    return shape.accel == FROZEN_ACCEL and (shape.taps or request.has_user_network())
 
-    With KVM there is nothing to gain.
-    """
+
+def _find_frozen(request: Request, choice: Choice, warnings: list[str]) -> Frozen | None:
+    """The frozen QEMU of the shape, made now where there might be one; None means: another way."""
     settings, shape = request.settings, choice.shape
-    if choice.cold or not settings.freeze or shape.accel != FROZEN_ACCEL:
+    if choice.cold or not settings.freeze or not _may_be_thawed(request, shape):
         return None
-    frozen, problem = load_frozen(settings.templates, shape, user_network=user_network)
+    frozen, problem = load_frozen(settings.templates, shape)
     if frozen is not None and not _is_whole(frozen.image):
         frozen = None
     if why := lacking(request.raised, {**THAW, NOFILE: frozen.files} if frozen else THAW):
@@ -299,13 +315,13 @@ def _find_frozen(
     from cloche.heart.frozen_maker import make_frozen
     from cloche.host.file_server import FileServerError
 
-    folder = frozen_folder(settings.templates, shape, user_network=user_network)
+    folder = frozen_folder(settings.templates, shape)
     damage = frozen_image(folder).why_out_of_use()
     try:
-        made = make_frozen(settings.templates, shape, template, user_network=user_network)
+        made = make_frozen(settings.templates, shape, template)
         problem = ""
         if made is None:  # nothing is noted where another start is at it
-            _, problem = load_frozen(settings.templates, shape, user_network=user_network)
+            _, problem = load_frozen(settings.templates, shape)
     except (ClocheError, OSError) as error:
         if isinstance(error, FileServerError):
             raise
@@ -338,11 +354,11 @@ def _find_template(request: Request, choice: Choice, warnings: list[str]) -> Tem
     if why := lacking(request.raised, MAKE):
         warnings.append(f"VM: cold boot: no template is made: {why}")
         return None
-    from cloche.vmm.template_maker import make_template
+    from cloche.heart.templates import make_template
 
     try:
         was_known = choice.variants.is_known
-        made = make_template(settings.templates, shape, choice.variants, choice.boot)
+        made = make_template(settings, choice.variants, shape, choice.boot)
     except (BootError, LaunchError):
         raise
     except ClocheError as error:

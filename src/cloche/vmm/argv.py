@@ -244,7 +244,9 @@ def _nics(vm: Machine, bus: str) -> list[str]:
         # rombar would load an iPXE image for each PCI card.
         rom = ",romfile=" if bus == "pci" else ""
         # Announcing itself after a restore would cost the guest work; nobody knows the clone yet.
-        card = f"virtio-net-{bus},netdev=net{slot},mac={mac},guest_announce=off{rom}"
+        # Linux has sent no UFO packet since 4.14, and a newer host might take none.
+        offers = "guest_announce=off,guest_ufo=off,host_ufo=off"
+        card = f"virtio-net-{bus},netdev=net{slot},mac={mac},{offers}{rom}"
         argv += ["-netdev", backend, "-device", card]
     return argv
 

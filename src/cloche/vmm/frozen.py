@@ -32,13 +32,12 @@ if TYPE_CHECKING:
 
 NAME = "cloche-thaw"
 FOLDER, MEMORY, PROCESS = "frozen", "memory", "process"
-USER_FOLDER = "frozen-user"
 # The accelerator whose starts a frozen QEMU makes quicker.
 FROZEN_ACCEL = "tcg"
 # How long nobody tries again where none could be made, in seconds.
 RETRY_S = 3600
 # Raised when what is in an image, or what a thaw hands over, changes.
-FORMAT = "3"
+FORMAT = "4"
 
 # <linux/if_tun.h>
 _TUNSETOFFLOAD, _TUNSETSNDBUF, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D4, 0x400454D8
@@ -48,15 +47,17 @@ _INT_MAX = (1 << 31) - 1
 class Frozen:
     """A frozen *qemu*, in *folder*.
 
-    *header* is the size of its taps' packet headers; 0: it has a user-mode network instead. It
-    takes a limit of *files* open files, which its maker had.
+    *taps* is what its taps were set to, as `taps_of` tells; empty: it has a user-mode network
+    instead. It takes a limit of *files* open files, which its maker had.
     """
 
-    def __init__(self, program: str, qemu: str, folder: str, header: int, files: int) -> None:
+    def __init__(
+        self, program: str, qemu: str, folder: str, taps: Sequence[int], files: int
+    ) -> None:
         self.program = program
         self.qemu = qemu
         self.folder = folder
-        self.header = header
+        self.taps = taps
         self.files = files
         self.image = frozen_image(folder)
 
@@ -86,13 +87,14 @@ class Frozen:
         The *taps* come first, as QEMU itself sets them up (net/tap.c); what is sent to the other
         slots goes nowhere: an epoll instance cannot be written, and never has anything to read.
         """
-        if not self.header:
+        if not self.taps:
             return [], []
+        header, offloads = self.taps
         for tap in taps:
             fcntl.ioctl(tap, _TUNSETSNDBUF, struct.pack("i", _INT_MAX))
-            fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", self.header))
-            # The guest has been told of none: its template has no taps.
-            fcntl.ioctl(tap, _TUNSETOFFLOAD, 0)
+            fcntl.ioctl(tap, _TUNSETVNETHDRSZ, struct.pack("i", header))
+            # What the guest takes as it is: packets without a checksum, larger than the MTU.
+            fcntl.ioctl(tap, _TUNSETOFFLOAD, offloads)
         with select.epoll() as nothing:
             idle = [os.dup(nothing.fileno()) for _ in range(NIC_SLOTS - len(taps))]
         return [*taps, *idle], idle
@@ -117,9 +119,9 @@ def find_thaw() -> str | None:
     return next((path for path in thaw_candidates() if os.path.exists(path)), None)
 
 
-def frozen_folder(root: str, shape: Shape, *, user_network: bool) -> str:
-    """Where the frozen QEMU of *shape*, with taps or a user-mode network, is kept."""
-    return os.path.join(root, shape.directory_name(), USER_FOLDER if user_network else FOLDER)
+def frozen_folder(root: str, shape: Shape) -> str:
+    """Where the frozen QEMU of *shape* is kept; one without taps has a user-mode network."""
+    return os.path.join(root, shape.directory_name(), FOLDER)
 
 
 def identity(shape: Shape) -> list[str]:
@@ -148,12 +150,12 @@ def print_of(path: str) -> list[Any]:
     return [path, stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
-def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen | None, str]:
+def load_frozen(root: str, shape: Shape) -> tuple[Frozen | None, str]:
     """The frozen QEMU of *shape* below *root*, or None where there is none that fits and is whole.
 
     Then also why none could be made on this host, if that was tried within the last hour.
     """
-    folder = frozen_folder(root, shape, user_network=user_network)
+    folder = frozen_folder(root, shape)
     program = find_thaw()
     if program is None:
         return None, f"{NAME} is not there (`make agent` builds it)"
@@ -177,6 +179,6 @@ def load_frozen(root: str, shape: Shape, *, user_network: bool) -> tuple[Frozen 
         if sizes != [shape.memory * MIB, manifest["size"]]:
             return None, ""
         files = int(manifest["file_limit"])
-        return Frozen(program, shape.qemu, folder, manifest["header"], files), ""
+        return Frozen(program, shape.qemu, folder, manifest["taps"], files), ""
     except (OSError, ValueError, KeyError, AttributeError, TypeError, IndexError):
         return None, ""

@@ -30,7 +30,10 @@ NO_LIMIT = 1 << 60
 class Shape:
     """What a template is made for: change any of it and the template is another one."""
 
-    __slots__ = ("accel", "cpus", "files", "guest_key", "memory", "qemu", "randomize", "variant")
+    __slots__ = (
+        *("accel", "cpus", "files", "guest_key", "memory", "qemu", "randomize"),
+        *("taps", "variant"),
+    )
 
     def __init__(
         self,
@@ -43,6 +46,7 @@ class Shape:
         guest_key: str,
         randomize: str = "auto",
         files: str = "9p",
+        taps: bool = False,
     ) -> None:
         self.qemu = qemu
         self.variant = variant
@@ -53,11 +57,14 @@ class Shape:
         self.randomize = randomize
         # Who serves the host's files (`files` of the configuration).
         self.files = files
+        # Whether its cards stand on taps. A guest asks once what its cards can leave to the host
+        # (checksums, segmentation): of taps all of it, of a user-mode network or of nothing, none.
+        self.taps = taps
 
     def identity(self) -> list[str]:
         """All that a template depends on: a changed QEMU or host CPU makes it another one."""
         size = f"{self.cpus} cpu, {self.memory} MiB, random addresses {self.randomize}"
-        size += f", files over {self.files}"
+        size += f", files over {self.files}, cards {'on taps' if self.taps else 'plain'}"
         return [
             *(FORMAT, build_of(self.qemu), str(self.variant), self.accel),
             *(size, self.guest_key, host_cpu(features=self.accel == "kvm")),
@@ -73,7 +80,7 @@ class Shape:
 
 
 # Raised when the devices or the kernel command line of vmm/argv.py change.
-FORMAT = "9"
+FORMAT = "10"
 
 
 def is_identity_of(identity: Sequence[str], qemu: str, guest_key: str) -> bool:

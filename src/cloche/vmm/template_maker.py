@@ -23,7 +23,7 @@ from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from cloche.vmm.trial import Boot
     from cloche.vmm.variant import Variants
@@ -38,8 +38,12 @@ def make_template(
     variants: Variants,
     boot: Boot,
     report: Callable[[str], None] = lambda text: None,
+    *,
+    taps: Sequence[int] = (),
 ) -> Template:
     """Boot a VM of *shape* from what *boot* tells (kernel, initramfs, cmdline), and save it.
+
+    Its cards stand on *taps*, one for each, if its shape says so.
 
     The shape gets the variant that works. Two makers of one shape wait for each other, and the
     second finds the first one's work. Raises BootError when the guest does not come up,
@@ -56,7 +60,7 @@ def make_template(
         check_space(root, shape)
 
         def make(silence: float) -> None:
-            _make(root, shape, boot(), silence, report)
+            _make(root, shape, boot(), silence, report, taps)
 
         try_in_order(shape, variants, make, report)
     made = load_template(root, shape)
@@ -87,10 +91,11 @@ def _make(
     boot: tuple[str, str, str],
     silence: float,
     report: Callable[[str], None],
+    taps: Sequence[int],
 ) -> None:
     directory = tempfile.mkdtemp(prefix=WORK_PREFIX, dir=root)
     try:
-        _boot_and_save(directory, shape, boot, silence, report)
+        _boot_and_save(directory, shape, boot, silence, report, taps)
         _put(directory, os.path.join(root, shape.directory_name()))
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)
@@ -160,6 +165,7 @@ def _boot_and_save(
     boot: tuple[str, str, str],
     silence: float,
     report: Callable[[str], None],
+    taps: Sequence[int],
 ) -> None:
     memory = os.path.join(directory, "memory")
     share = os.path.join(directory, "share")
@@ -172,7 +178,7 @@ def _boot_and_save(
     slot = FilesSlot() if shape.files == "fuse" else None  # nobody serves it
     files = slot.fds if slot else ()
     try:
-        vm.launch(shape, share=share, boot=boot, memory_file=memory, files=files)
+        vm.launch(shape, share=share, taps=taps, boot=boot, memory_file=memory, files=files)
         wait_for_boot(vm, silence)
         report("saving the VM")
         state = save(loop, vm, os.path.join(directory, "save.sock"))
