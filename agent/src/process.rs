@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use cloche_agent::answers;
+use cloche_agent::flow::Overrun;
 use cloche_agent::messages::Process as Plan;
 use rustix::event::epoll::EventFlags;
 use rustix::fd::OwnedFd;
@@ -17,6 +18,9 @@ use crate::poll::{Kind, Poll, Wait};
 use crate::slate::Slate;
 use crate::streams::{Sink, Source};
 use crate::sys::Result;
+
+/// Input that is shorter is no bulk: an answer to it is not held up.
+const SHORT_INPUT: usize = 4096;
 
 /// How far a process has come; the number is that of the request which waits for the next step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,8 @@ pub struct Process {
     /// The `start` that came before the process was ready for it.
     pub start: Option<u64>,
     pub ends: Ends,
+    /// What it has written to stderr waits, and precedes what is in stdout by now.
+    errors_first: bool,
     /// A size that its terminal is to have once it is there.
     size: Option<(u16, u16)>,
     /// Wait status, once it has been reaped.
@@ -159,6 +165,7 @@ impl Process {
             stage,
             start: None,
             ends,
+            errors_first: false,
             size: None,
             status: None,
             told: false,
@@ -215,9 +222,24 @@ impl Process {
     pub fn ready(&mut self, kind: Kind) {
         match kind {
             Kind::Stdin => self.ends.stdin.iter_mut().for_each(Sink::ready),
-            Kind::Stdout => self.ends.stdout.iter_mut().for_each(Source::ready),
-            _ => self.ends.stderr.iter_mut().for_each(Source::ready),
+            Kind::Stdout => {
+                self.ends.stdout.iter_mut().for_each(Source::ready);
+                self.errors_first |= self.ends.stderr.as_ref().is_some_and(Source::is_gathering);
+                self.ends.stderr.iter_mut().for_each(Source::precede);
+            }
+            _ => {
+                self.ends.stderr.iter_mut().for_each(Source::ready);
+                self.ends.stdout.iter_mut().for_each(Source::precede);
+            }
         }
+    }
+
+    /// Input for it, as long as it takes it in.
+    pub fn input(&mut self, data: &[u8]) -> core::result::Result<(), Overrun> {
+        if data.len() < SHORT_INPUT {
+            self.sources().for_each(Source::hurry);
+        }
+        self.ends.stdin.as_mut().map_or(Ok(()), |sink| sink.receive(data))
     }
 
     pub fn sources(&mut self) -> impl Iterator<Item = &mut Source> {
@@ -240,8 +262,11 @@ impl Process {
         }
         let mut wait = Wait::Forever;
         if let Some(poll) = poll {
-            let outputs =
+            let mut outputs =
                 [(&mut self.ends.stdout, Kind::Stdout), (&mut self.ends.stderr, Kind::Stderr)];
+            if core::mem::take(&mut self.errors_first) {
+                outputs.reverse();
+            }
             for (source, kind) in outputs {
                 if let Some(source) = source {
                     wait = wait.min(source.pump(out, poll, kind, self.key));

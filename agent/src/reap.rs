@@ -68,11 +68,13 @@ impl Agent {
     }
 
     pub fn input(&mut self, stream: u32, data: &[u8]) {
-        let sinks = self.processes.iter_mut().filter_map(|process| process.ends.stdin.as_mut());
-        let Some(sink) = sinks.into_iter().find(|sink| sink.stream == stream) else {
+        let reads = |process: &&mut Process| {
+            process.ends.stdin.as_ref().is_some_and(|sink| sink.stream == stream)
+        };
+        let Some(process) = self.processes.iter_mut().find(reads) else {
             return;
         };
-        if sink.receive(data).is_err() {
+        if process.input(data).is_err() {
             let message =
                 alloc::format!("stream {stream}: more than there was credit for, dropped");
             answers::log(&mut self.port.out, "error", &message);

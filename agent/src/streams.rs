@@ -2,16 +2,20 @@
 
 use alloc::vec::Vec;
 
-use cloche_agent::flow::{Overrun, Pace, Receiving, Sending};
+use cloche_agent::flow::{Overrun, Pace, Receiving, Sending, PIPE, TERMINAL};
 use cloche_agent::frames::{self, Kind};
 use rustix::fd::OwnedFd;
 use rustix::io::{self, Errno};
+use rustix::pipe::fcntl_setpipe_size;
 
 use crate::poll::{self, Kind as Watched, Poll, Wait};
 use crate::sys;
 
-/// Most bytes of one DATA frame: with its header, what the port takes in one write.
-const PIECE: usize = 32 * 1024 - frames::HEADER;
+/// Most bytes of one DATA frame: with its header, what the port takes in two writes.
+const PIECE: usize = 64 * 1024 - frames::HEADER;
+/// Whoever has written so much gets a pipe that holds more: the less often is it read.
+const MUCH: usize = 256 * 1024;
+const LARGE_PIPE: usize = 1024 * 1024;
 
 /// The agent's end of a stream.
 enum End {
@@ -37,21 +41,31 @@ pub struct Source {
     flow: Sending,
     pace: Pace,
     ready: bool,
-    /// epoll says nothing of it while small pieces are gathered.
+    /// epoll says nothing of it while pieces are gathered.
     muted: bool,
+    /// How much it has carried, as far as that matters.
+    carried: usize,
     /// Bytes still to be forwarded before the exit of the process may be told.
     owed: Option<usize>,
 }
 
 impl Source {
     pub fn new(stream: u32, fd: OwnedFd) -> Source {
-        Source { end: End::Open(fd), ..Source::awaited(stream) }
+        Source { end: End::Open(fd), pace: Pace::new(PIPE), ..Source::awaited(stream) }
     }
 
     /// A terminal's output, once there is a terminal.
     pub fn awaited(stream: u32) -> Source {
-        let (flow, pace) = (Sending::default(), Pace::default());
-        Source { stream, end: End::Awaited, flow, pace, ready: false, muted: false, owed: None }
+        Source {
+            stream,
+            end: End::Awaited,
+            flow: Sending::default(),
+            pace: Pace::new(TERMINAL),
+            ready: false,
+            muted: false,
+            carried: 0,
+            owed: None,
+        }
     }
 
     pub fn open(&mut self, fd: OwnedFd) {
@@ -61,6 +75,23 @@ impl Source {
     pub fn ready(&mut self) {
         self.ready = true;
         self.pace.wake();
+    }
+
+    pub fn is_gathering(&self) -> bool {
+        self.pace.rest().is_some()
+    }
+
+    /// What has been gathered precedes other output of the process, which is read now.
+    pub fn precede(&mut self) {
+        if self.is_gathering() {
+            self.ready();
+        }
+    }
+
+    /// The process has been sent something that it may answer.
+    pub fn hurry(&mut self) {
+        self.precede();
+        self.pace.hurry();
     }
 
     pub fn granted(&mut self, bytes: u32) {
@@ -103,58 +134,97 @@ impl Source {
         self.is_closed() || self.owed == Some(0) || stuck
     }
 
-    /// Forwards one piece; says when there may be more to forward. It is watched as `kind` and
+    /// Forwards a piece; says when there may be more to forward. It is watched as `kind` and
     /// `key`.
     pub fn pump(&mut self, out: &mut Vec<u8>, poll: &Poll, kind: Watched, key: u32) -> Wait {
         if let Some(until) = self.pace.rest() {
-            if poll::now() < until {
+            if !self.pace.is_due(poll::now()) {
                 return Wait::Until(until);
             }
-            self.ready();
+            self.ready = true;
         }
         let size = PIECE.min(self.flow.credit());
         let Some(fd) = self.end.fd().filter(|_| self.ready && size > 0) else {
             return Wait::Forever;
         };
         let at = frames::begin(out, self.stream, Kind::Data);
-        match append(fd, out, size) {
-            Ok(count @ 1..) => {
-                frames::finish(out, at);
-                // Once its process has ended nothing more is waited for.
-                if self.pace.read(count, poll::now()) && self.owed.is_none() {
-                    self.muted = self.muted || poll.mute(fd, kind, key).is_ok();
-                } else {
-                    self.pace.wake();
-                }
-                self.forwarded(count);
-                return self.pace.rest().map_or(Wait::Not, Wait::Until);
-            }
-            Err(Errno::INTR) => {
-                out.truncate(at);
-                return Wait::Not;
-            }
-            Err(Errno::AGAIN) => {
-                out.truncate(at);
-                self.ready = false;
-                self.owed = self.owed.map(|_| 0);
-                self.muted = self.muted && poll.unmute(fd, kind, key).is_err();
-            }
-            // End of the pipe, or EIO of a terminal that nobody holds open.
-            Ok(0) | Err(_) => {
-                out.truncate(at);
+        let rest = fill(fd, out, size);
+        let count = out.len() - at - frames::HEADER;
+        if count > 0 {
+            frames::finish(out, at);
+            self.forwarded(count);
+        } else {
+            out.truncate(at);
+        }
+        match rest {
+            Rest::More => Wait::Not,
+            Rest::Nothing => self.emptied(poll, kind, key),
+            Rest::End => {
                 frames::eof(out, self.stream);
                 self.end = End::Closed;
+                Wait::Forever
             }
         }
+    }
+
+    /// Nothing is left to be read now: it waits for epoll or, in a burst, for some time.
+    fn emptied(&mut self, poll: &Poll, kind: Watched, key: u32) -> Wait {
+        self.ready = false;
+        let Some(fd) = self.end.fd() else {
+            return Wait::Forever;
+        };
+        // Once its process has ended nothing more is waited for.
+        if self.owed.is_none() && self.pace.emptied(poll::now()) {
+            self.muted = self.muted || poll.mute(fd, kind, key).is_ok();
+            return self.pace.rest().map_or(Wait::Forever, Wait::Until);
+        }
+        self.owed = self.owed.map(|_| 0);
+        self.muted = self.muted && poll.unmute(fd, kind, key).is_err();
         Wait::Forever
     }
 
     fn forwarded(&mut self, count: usize) {
         self.flow.sent(count);
+        self.pace.read(count);
         if let Some(owed) = &mut self.owed {
             *owed = owed.saturating_sub(count);
         }
+        if self.carried < MUCH {
+            self.carried += count;
+            if self.carried >= MUCH {
+                self.widen();
+            }
+        }
     }
+
+    /// Gives a pipe more room; a terminal has what it has.
+    fn widen(&mut self) {
+        let Some(fd) = self.end.fd() else { return };
+        if let Ok(room) = fcntl_setpipe_size(fd, LARGE_PIPE) {
+            self.pace.grown(room);
+        }
+    }
+}
+
+/// What is left to be read of an output.
+enum Rest {
+    More,
+    Nothing,
+    End,
+}
+
+/// Appends what can be read, at most `size` bytes.
+fn fill(fd: &OwnedFd, out: &mut Vec<u8>, size: usize) -> Rest {
+    let end = out.len() + size;
+    while out.len() < end {
+        match append(fd, out, end - out.len()) {
+            Ok(1..) | Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return Rest::Nothing,
+            // End of the pipe, or EIO of a terminal that nobody holds open.
+            Ok(0) | Err(_) => return Rest::End,
+        }
+    }
+    Rest::More
 }
 
 /// Reads at most `size` bytes and appends them.

@@ -11,7 +11,7 @@ import pytest
 from cloche.base.errors import GuestError
 from cloche.base.loop import Loop
 from cloche.heart.streams import InputRelay, OutputRelay
-from cloche.wire.frames import CREDIT_STEP, WINDOW
+from cloche.wire.frames import CREDIT_STEP, OUTPUT_WINDOW, WINDOW
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_guest_is_told_once_that_nobody_reads_any_more(loop: Loop) -> None:
 def test_slow_reader_holds_credit_back_and_loses_nothing(loop: Loop) -> None:
     read_end, write_end = os.pipe()
     relay, granted = output(loop, write_end)
-    data = bytes(range(256)) * 1024
+    data = bytes(range(256)) * 2048
     relay.feed(data)
     drained = relay.drained()
     assert not drained.done
@@ -83,17 +83,17 @@ def test_a_line_of_ours_gives_the_guest_no_credit(loop: Loop) -> None:
     """Else a guest that uses all of its credit would be taken for one that overruns it."""
     read_end, write_end = os.pipe()
     relay, granted = output(loop, write_end)
-    relay.feed(bytes(WINDOW))  # more than the pipe holds
+    relay.feed(bytes(OUTPUT_WINDOW))  # more than the pipe holds
     relay.add("a line\n")
     drained = relay.drained()
     received = b""
     while not drained.done:
         received += os.read(read_end, 65536)
         loop.run_once()
-    while len(received) < WINDOW + 7:
+    while len(received) < OUTPUT_WINDOW + 7:
         received += os.read(read_end, 65536)
     assert received.endswith(b"a line\n")
-    assert WINDOW - CREDIT_STEP < sum(granted) <= WINDOW
+    assert OUTPUT_WINDOW - CREDIT_STEP < sum(granted) <= OUTPUT_WINDOW
     os.close(read_end)
 
 
@@ -109,9 +109,9 @@ def test_a_line_of_ours_behind_the_end_is_dropped(loop: Loop) -> None:
 def test_guest_that_overruns_its_credit_is_refused(loop: Loop) -> None:
     read_end, write_end = os.pipe()
     relay, _ = output(loop, write_end)
-    relay.feed(b"x" * WINDOW)
+    relay.feed(b"x" * OUTPUT_WINDOW)
     with pytest.raises(GuestError, match="overruns its credit"):
-        relay.feed(b"x" * WINDOW)
+        relay.feed(b"x" * OUTPUT_WINDOW)
     os.close(read_end)
 
 
@@ -120,8 +120,8 @@ def test_reader_that_leaves_stops_nothing(loop: Loop) -> None:
     relay, granted = output(loop, write_end)
     os.close(read_end)
     for _ in range(3):
-        relay.feed(b"x" * WINDOW)
-    assert sum(granted) == 3 * WINDOW
+        relay.feed(b"x" * OUTPUT_WINDOW)
+    assert sum(granted) == 3 * OUTPUT_WINDOW
 
 
 @pytest.mark.parametrize("kind", ["pipe", "file"])

@@ -8,7 +8,8 @@ from pathlib import Path
 _BASE = 0x400000
 _HEADERS = 64 + 56
 
-_PAUSE, _GETEUID, _EXIT_GROUP = 34, 107, 231
+_PAUSE, _FCNTL, _GETEUID, _EXIT_GROUP = 34, 72, 107, 231
+_F_GETPIPE_SZ = 1032
 
 DIES = b"\x0f\x0b"
 """Makes no system call at all: an instruction that is none, so SIGILL."""
@@ -24,6 +25,19 @@ TELLS_USER = (
     b"\xb8" + struct.pack("<I", _EXIT_GROUP) + b"\x0f\x05"
 )
 """Exits with its effective user, modulo 256."""
+
+# fcntl(1, F_GETPIPE_SZ); shr eax, 16; mov edi, eax; and exit_group
+TELLS_PIPE_SIZE = (
+    b"\xb8"
+    + struct.pack("<I", _FCNTL)
+    + b"\xbf"
+    + struct.pack("<I", 1)
+    + b"\xbe"
+    + struct.pack("<I", _F_GETPIPE_SZ)
+    + b"\x0f\x05\xc1\xe8\x10\x89\xc7"
+    b"\xb8" + struct.pack("<I", _EXIT_GROUP) + b"\x0f\x05"
+)
+"""Exits with the size of the pipe that is its stdout, in units of 64 KiB."""
 
 
 def write_program(path: Path, code: bytes) -> None:

@@ -14,6 +14,7 @@ from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
 from .host import qemu_of
+from .programs import TELLS_PIPE_SIZE, write_program
 from .runtime import Container, Runtime
 from .starts import each_start
 
@@ -203,6 +204,57 @@ def test_small_writes_share_frames(cloche: Runtime, bundle: Bundle) -> None:
         spent[target] = _spent(qemu) - before
     assert result.lines == [str(number) for number in range(20_000)]
     assert spent["/proc/self/fd/1"] <= 4 * spent["/dev/null"] + 50, spent
+
+
+def _writes(pid: int) -> int:
+    """How often a process has written to a file, pipe or terminal."""
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["syscw"])
+
+
+@pytest.mark.parametrize(
+    ("script", "size", "most"),
+    [
+        # A MiB in pieces of a page: 40 writes, where each batch that fits a pipe took 70.
+        ("dd if=/dev/zero bs=4k count=7168 2>/dev/null", 28 * MIB, 28 * 40),
+        # A long burst of lines is gathered ever longer.
+        ("i=0; while [ $i -lt 20000 ]; do echo $i 4567; i=$((i+1)); done", 208_890, 550),
+    ],
+    ids=["pages", "lines"],
+)
+def test_much_output_is_brought_in_large_pieces(
+    idle: Container, script: str, size: int, most: int
+) -> None:
+    before = _writes(idle.pid)
+    assert len(idle.sh(script).stdout) == size
+    assert _writes(idle.pid) - before <= most
+
+
+def test_whoever_writes_much_gets_room_to_go_on(cloche: Runtime, bundle: Bundle) -> None:
+    write_program(bundle.rootfs / "size", TELLS_PIPE_SIZE)
+    container = cloche.start(bundle.args("sleep", "1000"))
+    container.sh("exec /size", code=1)
+    container.sh("head -c 600000 /dev/zero; exec /size", code=16)
+    container.sh("head -c 600000 /dev/zero >&2; exec /size", code=1)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_what_is_gathered_precedes_other_output(idle: Container, first: int, second: int) -> None:
+    """A complaint behind many lines is not shown in front of the last of them."""
+    script = f"""i=0
+        while [ $i -lt 3000 ]; do echo $i >&{first}; i=$((i+1)); done
+        echo end >&{second}; cat"""
+    client = idle.runtime.popen("exec", idle.id, "sh", "-c", script, stdin=subprocess.PIPE)
+    outputs = {1: client.stdout, 2: client.stderr}
+    early, late = outputs[first], outputs[second]
+    assert early is not None
+    assert late is not None
+    assert late.read(4) == b"end\n"
+    # All of it is there already: the pipe holds more than 3,000 lines.
+    os.set_blocking(early.fileno(), False)
+    assert os.read(early.fileno(), 65536).splitlines()[-1] == b"2999"
+    client.communicate(timeout=PATIENCE_SECONDS)
+    assert client.returncode == 0
 
 
 def test_one_file_gets_both_outputs_in_order(cloche: Runtime, bundle: Bundle) -> None:

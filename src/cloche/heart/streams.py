@@ -13,7 +13,7 @@ import stat
 
 from cloche.base.errors import GuestError
 from cloche.base.loop import READ, WRITE, Future, Loop
-from cloche.wire.frames import CREDIT_STEP, WINDOW
+from cloche.wire.frames import CREDIT_STEP, OUTPUT_WINDOW, WINDOW
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class OutputRelay:
         self._consumed = 0
         self._ending = False
         self._waiting = False
-        self._room = WINDOW
+        self._room = OUTPUT_WINDOW
         self.finished = Future()
         self._idle: list[Future] = []
 
@@ -174,7 +174,7 @@ class OutputRelay:
             self._flush()
 
     def _give(self, count: int) -> None:
-        self._room = min(self._room + count, WINDOW)
+        self._room = min(self._room + count, OUTPUT_WINDOW)
         self._grant(count)
 
     def _watch(self) -> None:

@@ -20,8 +20,11 @@ _LENGTHS = {CREDIT: 4, EOF: 0}
 MAX_PAYLOAD = 65536
 # What execve(2) takes at most, 6 MiB, and the rest of a container.
 MAX_REQUEST = 8 << 20
+# Bytes that may be under way: input, which the agent keeps, and output.
 WINDOW = 262144
-CREDIT_STEP = 65536
+OUTPUT_WINDOW = 1 << 20
+# Each grant wakes the agent, for which a running process has to stop.
+CREDIT_STEP = 262144
 
 
 def encode(stream: int, kind: int, payload: bytes | memoryview = b"") -> bytes:
