@@ -1,4 +1,4 @@
-//! Preloaded into QEMU: mends two things that are QEMU's own only by its libraries.
+//! Preloaded into QEMU: changes three things that are QEMU's own only by its libraries.
 //!
 //! It lets the 9p server make FIFOs, sockets and device nodes.
 //!
@@ -14,10 +14,86 @@
 //!
 //! And it takes random numbers from the kernel. TCG's RDRAND comes from GnuTLS, whose generator
 //! lives in QEMU's memory: all VMs thawed from one frozen QEMU would draw the same numbers.
+//!
+//! And the guest's memory can be a file that QEMU may not open by name: it opens that for writing,
+//! even to map it copy-on-write. A name of `/cloche/fd/N` is the descriptor N that it was given.
 
 #![no_std]
 
-use libc::{c_int, c_void, size_t, stat64};
+use libc::{c_char, c_int, c_long, c_void, mode_t, size_t, stat64};
+
+const GIVEN: &[u8] = b"/cloche/fd/";
+
+/// open(2); as that is variadic, what is passed as `mode` may be anything where it does not count.
+///
+/// # Safety
+/// `path` must be a string, as for open(2).
+#[no_mangle]
+pub unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+    // SAFETY: the caller's string.
+    if let Some(number) = given(path) {
+        return number;
+    }
+    let flags = c_long::from(flags | libc::O_LARGEFILE);
+    // SAFETY: as open(2) does it; the result is 32 bits wide.
+    libc::syscall(
+        libc::SYS_openat,
+        c_long::from(libc::AT_FDCWD),
+        path,
+        flags,
+        c_long::from(mode),
+    ) as c_int
+}
+
+/// The same under its other name.
+///
+/// # Safety
+/// As [`open64`].
+#[no_mangle]
+pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
+    open64(path, flags, mode)
+}
+
+/// The same, as fortified programs call it: with no mode.
+///
+/// # Safety
+/// As [`open64`].
+#[no_mangle]
+pub unsafe extern "C" fn __open64_2(path: *const c_char, flags: c_int) -> c_int {
+    open64(path, flags, 0)
+}
+
+/// The same under its other name.
+///
+/// # Safety
+/// As [`open64`].
+#[no_mangle]
+pub unsafe extern "C" fn __open_2(path: *const c_char, flags: c_int) -> c_int {
+    open64(path, flags, 0)
+}
+
+/// The number that a path below [`GIVEN`] ends with.
+unsafe fn given(path: *const c_char) -> Option<c_int> {
+    for (index, &expected) in GIVEN.iter().enumerate() {
+        // SAFETY: all bytes before it were those of GIVEN, so the string has not ended yet.
+        if *path.add(index) as u8 != expected {
+            return None;
+        }
+    }
+    let mut number: c_int = 0;
+    let mut place = GIVEN.len();
+    loop {
+        // SAFETY: no byte before it was the string's end.
+        match *path.add(place) as u8 {
+            0 => return Some(number),
+            digit @ b'0'..=b'9' if place < GIVEN.len() + 4 => {
+                number = number * 10 + c_int::from(digit - b'0');
+            }
+            _ => return None,
+        }
+        place += 1;
+    }
+}
 
 /// fstat(2) as glibc 2.33 and later name it for 64-bit file offsets.
 ///

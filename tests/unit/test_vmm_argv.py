@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from cloche.vmm.argv import Machine, Variant, kernel_cmdline, qemu_argv, quote, variants
+from cloche.vmm.argv import (
+    Machine,
+    Variant,
+    kernel_cmdline,
+    passed_name,
+    qemu_argv,
+    quote,
+    variants,
+)
 
 COMMON: dict[str, Any] = {
     "qemu": "/usr/bin/qemu-system-x86_64",
@@ -125,6 +133,13 @@ def test_another_program_may_serve_the_files(variant: Variant, bus: str) -> None
     ]
     assert f"virtio-blk-{bus},drive=bulk,serial=cloche-bulk" in argv
     assert not any("9p" in word for word in argv)
+
+
+def test_an_image_may_be_a_descriptor() -> None:
+    """Sets have numbers of their own, so that none is a disk's."""
+    argv = qemu_argv(Machine(**COMMON, variant=MICROVM, images=[passed_name(9)], passed=[9]))
+    assert argv[argv.index("-add-fd") + 1] == "fd=9,set=1009"
+    assert any(word.endswith("file.filename=/dev/fdset/1009") for word in argv)
 
 
 def test_memory_may_be_reserved() -> None:

@@ -206,6 +206,17 @@ def new_tmpfs(source: str, options: dict[str, str], attributes: int) -> int:
         os.close(context)
 
 
+def set_apart(tree: int, attributes: int) -> None:
+    """Set MOUNT_ATTR_* of the mounts at *tree*; no mount made elsewhere arrives there any more.
+
+    mount_setattr(2); OSError on failure.
+    """
+    wanted = (ctypes.c_uint64 * 4)(attributes, 0, MS_PRIVATE, 0)
+    size = ctypes.c_size_t(ctypes.sizeof(wanted))
+    flags = ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE)
+    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, wanted, size), "mount_setattr")
+
+
 def map_ids(tree: int, user_namespace: int, *, recursive: bool) -> None:
     """Map the owners of a detached mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
     # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
@@ -223,6 +234,12 @@ def move_mount(tree: int, target: str, folder: int = AT_FDCWD) -> None:
     flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
     arguments = (tree, b"", folder, os.fsencode(target), flags)
     _check(_libc.syscall(_MOVE_MOUNT, *arguments), target)
+
+
+def pivot_root(new: str, old: str) -> None:
+    """pivot_root(2); OSError on failure."""
+    number = 155 if os.uname().machine == "x86_64" else 41
+    _check(_libc.syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
 def prctl(option: int, value: int) -> None:

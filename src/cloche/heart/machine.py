@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cloche.vmm.argv import RootImage
     from cloche.vmm.frozen import Frozen
     from cloche.vmm.integrity import Image
+    from cloche.vmm.jail import Jail
 
 
 COLD_FOR_DISKS = "VM: cold boot: block devices of the host are no part of a template"
@@ -123,6 +124,8 @@ class Choice:
         self.parameters: list[str] = []
         self.initramfs = ""
         self.root_image: RootImage | None = None
+        # `vm` in config.json has a say in it.
+        self.is_own = False
 
     def boot(self) -> tuple[str, str, str]:
         """Kernel, initramfs and command line."""
@@ -145,6 +148,7 @@ def _choose(request: Request, *, taps: bool) -> Choice:
     if glance.vm is not None:
         from cloche.heart.own_machine import apply
 
+        choice.is_own = True
         apply(choice, request)
     return choice
 
@@ -158,6 +162,7 @@ class Machine:
 
     def __init__(self, vm: Vm, choice: Choice) -> None:
         self.vm = vm
+        self._is_own = choice.is_own
         self.shape = choice.shape
         self.kernel_directory: str = choice.guest.manifest["kernel_directory"]
         self.warnings: list[str] = []
@@ -178,6 +183,19 @@ class Machine:
     def files_fds(self) -> Sequence[int]:
         """What the VM is launched with for that."""
         return self.files.fds if self.files is not None else ()
+
+    def jail(self, *names: str, user_network: bool) -> Jail | None:
+        """Where QEMU is kept, which reads the files *names*; None: it has files to serve itself.
+
+        What `vm` in config.json names of the host's is QEMU's to open, so that has no jail either.
+        """
+        if self.files is None or self._is_own:
+            return None
+        from cloche.vmm.jail import Jail
+        from cloche.vmm.preload import preloaded
+
+        files = [self.shape.qemu, *names, *preloaded()]
+        return Jail(files, kvm=self.shape.accel == "kvm", user_network=user_network)
 
     def distrust(self) -> None:
         """The next start is to make another frozen QEMU."""
@@ -222,6 +240,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
             greeting=machine.greeting.encode(),
             otherwise=otherwise,
             files=machine.files_fds,
+            jail=machine.jail(frozen.program, user_network=user_network),
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
@@ -250,19 +269,22 @@ def _launch(
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
     ]
+    user_network = not taps and request.has_user_network()
+    boot = None if template else choice.boot()
     machine.vm.launch(
         shape,
         share=share.directory,
         taps=taps or [tap.fd for tap in idle],
-        user_network=not taps and request.has_user_network(),
+        user_network=user_network,
         images=[request.image] if request.image else [],
         disks=disks,
         root_image=choice.root_image,
         parameters=choice.parameters,
-        boot=None if template else choice.boot(),
+        boot=boot,
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
         files=machine.files_fds,
+        jail=machine.jail(*boot[:2] if boot else (), user_network=user_network),
     )
     for fd in [*(fd for fd, _ in disks), *(tap.fd for tap in idle)]:
         os.close(fd)

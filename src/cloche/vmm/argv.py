@@ -16,6 +16,8 @@ BULK_SERIAL = "cloche-bulk"
 # container's memory has room for; a full cache only means that code is translated anew.
 TRANSLATION_CACHE = 128
 SHARE_TAG = "cloche"
+# Sets of descriptors below it are those of the disks, numbered as their slots are.
+_FIRST_SET = 1000
 ROOT_SERIAL = "cloche-root"
 # Template and clones carry these; the agent tells the slots apart by them, then sets the real ones.
 MAC_PREFIX = "52:54:00:c1:0c:"
@@ -76,7 +78,8 @@ class Machine:
     kernel is then not given. *disks* are the host's, each a descriptor and whether it is only
     read; they and the *root_image* come behind the slots, so only a VM that boots can have them.
     *parameters* are the user's own. With *files_fd*, a socket, QEMU has nothing of the *share*:
-    cloche-files serves it, with *bulk_fd* as its bulk file.
+    cloche-files serves it, with *bulk_fd* as its bulk file. Descriptors that are *passed* can be
+    images by their `passed_name`.
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Machine:
         parameters: Sequence[str] = (),
         files_fd: int = -1,
         bulk_fd: int = -1,
+        passed: Sequence[int] = (),
     ) -> None:
         self.qemu = qemu
         self.variant = variant
@@ -131,6 +135,12 @@ class Machine:
         self.parameters = parameters
         self.files_fd = files_fd
         self.bulk_fd = bulk_fd
+        self.passed = passed
+
+
+def passed_name(fd: int) -> str:
+    """The name of an image that is open as *fd* in QEMU's table, one of those *passed*."""
+    return f"/dev/fdset/{_FIRST_SET + fd}"
 
 
 def quote(value: str) -> str:
@@ -162,6 +172,7 @@ def qemu_argv(vm: Machine) -> list[str]:
         *_channels(vm, bus),
         *_share(vm, bus),
         *_nics(vm, bus),
+        *(word for fd in vm.passed for word in ("-add-fd", f"fd={fd},set={_FIRST_SET + fd}")),
         *_disks(vm, bus),
         *_host_disks(vm, bus),
         *_root_disk(vm.root_image, bus),

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cloche.vmm.jail import Jail
+
 FIRST_FD = 3
 # Exit status of a child that could not become QEMU (as a shell's); its log says why.
 NOT_STARTED = 127
@@ -43,6 +45,7 @@ def launch_qemu(
     huge_pages: bool,
     program: str = "",
     restrict: Callable[[], None] | None = None,
+    jail: Jail | None = None,
 ) -> int:
     """Start QEMU and return its pid (as seen from here).
 
@@ -53,7 +56,8 @@ def launch_qemu(
     input and the file *log* as output. It runs as pid 1 of its own pid namespace, in its own
     mount, ipc and uts namespaces, can gain no privileges, and dies with its parent. Without
     *huge_pages* it gets none whatever it asks for. *restrict* is called in the new process when it
-    can gain no privileges any more; should that fail, QEMU is not started.
+    can gain no privileges any more; should that fail, QEMU is not started. In a *jail* it has no
+    privileges at all, and no files but those that are there.
     """
     if not os.access(argv[0], os.X_OK):
         raise ClocheError(
@@ -75,7 +79,7 @@ def launch_qemu(
         syscalls.unshare(syscalls.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _become_qemu(argv, fds, log_fd, parent_fd, program, shut)
+            _become_qemu(argv, fds, log_fd, parent_fd, program, shut, jail)
         # Children to come belong to our own pid namespace again.
         syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
     finally:
@@ -93,16 +97,13 @@ def _become_qemu(
     parent_fd: int,
     program: str,
     shut: Callable[[], None],
+    jail: Jail | None,
 ) -> None:
     """In the child: shut everything that is cheap to shut, then exec; never returns."""
     step = "processes and namespaces of its own"
     status = NOT_STARTED
     try:
         os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
-        # Who has ended before that tells nobody; its number cannot be seen from here.
-        if select.select([parent_fd], [], [], 0)[0]:
-            os._exit(NOT_STARTED)
         os.setsid()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         syscalls.default_signals()
@@ -113,8 +114,16 @@ def _become_qemu(
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
         status = NOT_SHUT_OFF
         shut()
+        parent_fd = _arrange_descriptors(fds, log_fd, parent_fd)
+        if jail is not None:
+            step = "a user and a root of its own"
+            jail.enter()
         status = NOT_STARTED
-        _arrange_descriptors(fds, log_fd)
+        # Who becomes another user is let off it (prctl(2)), so it is said no sooner.
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+        # Who has ended before that tells nobody; its number cannot be seen from here.
+        if select.select([parent_fd], [], [], 0)[0]:
+            os._exit(NOT_STARTED)
         _set_limits()
         os.chdir("/")
         step = "exec"
@@ -137,21 +146,24 @@ def _set_limits() -> None:
     syscalls.set_limit(STACK, min(STACK_SIZE, hard), hard)
 
 
-def _arrange_descriptors(fds: Sequence[int], log_fd: int) -> None:
+def _arrange_descriptors(fds: Sequence[int], log_fd: int, parent_fd: int) -> int:
+    """Give *fds* their numbers, close all others; returns where *parent_fd* is until the exec."""
     # Move everything out of the way first: a target number may be one of the sources.
-    high = max(64, *fds, log_fd) + 1
+    high = max(64, *fds, log_fd, parent_fd) + 1
     moved = []
-    for number, fd in enumerate([*fds, log_fd]):
+    for number, fd in enumerate([*fds, log_fd, parent_fd]):
         os.dup2(fd, high + number, inheritable=False)
         moved.append(high + number)
+    *given, log_fd, parent_fd = moved
     null = os.open("/dev/null", os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(moved[-1], 1)
-    os.dup2(moved[-1], 2)
-    for number, fd in enumerate(moved[:-1]):
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    for number, fd in enumerate(given):
         os.dup2(fd, FIRST_FD + number)
     # What was inherited from the engine is none of QEMU's business.
-    close_others(range(FIRST_FD, FIRST_FD + len(fds)))
+    close_others([*range(FIRST_FD, FIRST_FD + len(fds)), parent_fd])
+    return parent_fd
 
 
 def pipe_with(data: bytes) -> int:

@@ -21,10 +21,14 @@ def preload_candidates() -> list[str]:
     ]
 
 
+def preloaded() -> list[str]:
+    """The library, where there is one."""
+    return [path for path in preload_candidates() if os.path.exists(path)][:1]
+
+
 def qemu_environment() -> dict[str, str]:
     """QEMU's whole environment."""
     environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-    library = next((path for path in preload_candidates() if os.path.exists(path)), None)
-    if library is not None:
-        environment["LD_PRELOAD"] = library
+    if library := preloaded():
+        environment["LD_PRELOAD"] = library[0]
     return environment

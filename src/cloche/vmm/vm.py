@@ -9,7 +9,7 @@ from cloche.base.errors import BootError, ClocheError, GuestError, LaunchError
 from cloche.base.files import read_text
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
-from cloche.vmm.argv import Machine, qemu_argv
+from cloche.vmm.argv import Machine, passed_name, qemu_argv
 from cloche.vmm.launch import (
     FIRST_FD,
     NOT_SHUT_OFF,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cloche.vmm.argv import RootImage
     from cloche.vmm.console import Console
     from cloche.vmm.frozen import Frozen
+    from cloche.vmm.jail import Jail
     from cloche.vmm.loopback import HostLoopback
     from cloche.vmm.shape import Shape
 
@@ -36,6 +37,8 @@ _KILLED = (-2, -9, -15)
 # It takes 5 ms, or a thousand times as long on a host that has much else to do.
 THAW_TIMEOUT_S = 15.0
 
+# preload/ has an open(2) of a name below it answered with the descriptor of that number.
+FD_FOLDER = "/cloche/fd"
 # Descriptors in QEMU's table; the taps follow.
 AGENT_FD, QMP_FD, CONSOLE_FD, INCOMING_FD, FIRST_TAP_FD = range(FIRST_FD, FIRST_FD + 5)
 
@@ -93,17 +96,36 @@ class Vm:
         state: bytes | None = None,
         keep_writes: bool = False,
         files: Sequence[int] = (),
+        jail: Jail | None = None,
     ) -> None:
         """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*.
 
         With *keep_writes* what the guest writes goes to the *memory_file*, as of a boot.
         *disks* are open block devices of the host, and whether each is only read. *files* are
-        the descriptors of a FilesSlot, in place of a *share* that QEMU itself serves.
+        the descriptors of a FilesSlot, in place of a *share* that QEMU itself serves. In a *jail*
+        QEMU has images and memory as descriptors, the memory to be read only.
         """
         ends = self._connect()
         kernel, initramfs, cmdline = boot or ("", "", "")
-        first_disk = FIRST_TAP_FD + len(taps)
-        files_fd, bulk_fd = _numbers(first_disk + len(disks), files)
+        if state is None:
+            self.step = "booting the guest kernel"
+            self.is_booting = True
+            incoming = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            self._monitor.sendall(qmp.CAPABILITIES)
+        else:
+            self.step = "restoring the template"
+            incoming = pipe_with(state)
+            self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
+        fds = [*(end.fileno() for end in ends), incoming]
+        tap_fds, disk_fds = _number(fds, taps), _number(fds, [fd for fd, _ in disks])
+        files_fd, bulk_fd = _number(fds, files) or (-1, -1)
+        ours: list[int] = []
+        passed: Sequence[int] = ()
+        if jail is not None:
+            ours = _open_all([*images, memory_file] if memory_file else images)
+            passed = _number(fds, ours)
+            memory_file = memory_file and f"{FD_FOLDER}/{passed[-1]}"
+            images = [passed_name(number) for number in passed[: len(images)]]
         argv = self.argv = qemu_argv(
             Machine(
                 qemu=shape.qemu,
@@ -122,32 +144,21 @@ class Vm:
                 reserve=host_never_overcommits(),
                 incoming=state is not None,
                 share=share,
-                tap_fds=range(FIRST_TAP_FD, FIRST_TAP_FD + len(taps)),
+                tap_fds=tap_fds,
                 user_network=user_network,
                 images=images,
-                disks=[
-                    (first_disk + index, read_only) for index, (_, read_only) in enumerate(disks)
-                ],
+                disks=[(fd, read_only) for fd, (_, read_only) in zip(disk_fds, disks, strict=True)],
                 root_image=root_image,
                 parameters=parameters,
                 files_fd=files_fd,
                 bulk_fd=bulk_fd,
+                passed=passed[: len(images)],
             )
         )
-        if state is None:
-            self.step = "booting the guest kernel"
-            self.is_booting = True
-            incoming = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            self._monitor.sendall(qmp.CAPABILITIES)
-        else:
-            self.step = "restoring the template"
-            incoming = pipe_with(state)
-            self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
-        fds = [*(end.fileno() for end in ends), incoming, *taps, *(fd for fd, _ in disks), *files]
         # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
         # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
-        self.pid = self._start(argv, fds, huge_pages=shape.accel == "kvm")
-        os.close(incoming)
+        self.pid = self._start(argv, fds, huge_pages=shape.accel == "kvm", jail=jail)
+        _close([incoming, *ours])
         self._watch(ends)
 
     def thaw(
@@ -160,6 +171,7 @@ class Vm:
         greeting: bytes = b"",
         otherwise: Callable[[Sequence[int]], None] | None,
         files: Sequence[int] = (),
+        jail: Jail | None = None,
     ) -> None:
         """Have a frozen QEMU go on; should that fail, *otherwise* launches the VM in another way.
 
@@ -179,7 +191,8 @@ class Vm:
             # The rest is for those who look at ps(1).
             argv = self.argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
             fds = [*(end.fileno() for end in ends), *fds]
-            self.pid = self._start(argv, fds, huge_pages=False, program=frozen.program)
+            program = frozen.program
+            self.pid = self._start(argv, fds, huge_pages=False, program=program, jail=jail)
             self._watch(ends)
         except OSError:
             self._undo_launch()
@@ -197,12 +210,24 @@ class Vm:
         self.running.on_done(lambda _: _close(held))
 
     def _start(
-        self, argv: list[str], fds: Sequence[int], *, huge_pages: bool, program: str = ""
+        self,
+        argv: list[str],
+        fds: Sequence[int],
+        *,
+        huge_pages: bool,
+        program: str = "",
+        jail: Jail | None = None,
     ) -> int:
         guard = self.guard
         restrict = guard.prepare() if guard is not None else None
         pid = launch_qemu(
-            argv, fds, self.log, huge_pages=huge_pages, program=program, restrict=restrict
+            argv,
+            fds,
+            self.log,
+            huge_pages=huge_pages,
+            program=program,
+            restrict=restrict,
+            jail=jail,
         )
         if guard is not None:
             guard.started(pid)
@@ -455,9 +480,22 @@ def _new_console() -> Console:
     return Console()
 
 
-def _numbers(first: int, files: Sequence[int]) -> tuple[int, int]:
-    """QEMU's numbers of both descriptors of a FilesSlot; -1 where there is none."""
-    return (first, first + 1) if files else (-1, -1)
+def _number(fds: list[int], more: Sequence[int]) -> Sequence[int]:
+    """Add *more* to QEMU's descriptors; returns their numbers in its table."""
+    first = FIRST_FD + len(fds)
+    fds += more
+    return range(first, first + len(more))
+
+
+def _open_all(paths: Sequence[str]) -> list[int]:
+    """Open files for reading; OSError, with none of them left open."""
+    fds: list[int] = []
+    try:
+        fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+    except OSError:
+        _close(fds)
+        raise
+    return fds
 
 
 def _close(fds: Sequence[int]) -> None:

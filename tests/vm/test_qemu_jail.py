@@ -1,0 +1,119 @@
+"""QEMU under `files = fuse`: a user of its own, no rights, and a root without the host's files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .attacker import ATTEMPTS, Target, attack
+from .bundles import Bundle
+from .runtime import Container, Runtime
+
+FUSE = {"CLOCHE_FILES": "fuse"}
+STARTS = {
+    "thawed": FUSE,
+    "restored": {**FUSE, "CLOCHE_FREEZE": "off"},
+    "cold": {**FUSE, "CLOCHE_TEMPLATE": "off"},
+    "q35": {**FUSE, "CLOCHE_MACHINE": "q35"},
+}
+IN_ROOT = {"bin", "sbin", "lib", "lib32", "lib64", "libx32", "usr", "dev", "etc", "proc", "cloche"}
+
+
+@pytest.fixture(params=STARTS)
+def jailed(request: pytest.FixtureRequest, program: Path, folder: Path) -> Iterator[Runtime]:
+    """The cloche command whose QEMUs serve no files."""
+    runtime = Runtime(program, folder / "cloche", STARTS[request.param])
+    yield runtime
+    runtime.clean_up()
+
+
+@pytest.fixture
+def target(folder: Path) -> Target:
+    """What everybody on the host may read and write."""
+    os.chmod(folder, 0o777)
+    for name in ("secret", "memory"):
+        (folder / name).write_text("of the host")
+        os.chmod(folder / name, 0o666)
+    return Target(folder / "secret", folder, folder / "memory")
+
+
+def qemu_of(container: Container) -> int:
+    """The supervisor's child that is not the file server."""
+    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+    (qemu,) = [
+        int(pid) for pid in children if "cloche-files" not in os.readlink(f"/proc/{pid}/exe")
+    ]
+    return qemu
+
+
+def status(pid: int) -> dict[str, list[str]]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.split() for name, value in (line.split(":", 1) for line in lines)}
+
+
+def test_it_has_a_user_of_its_own_and_no_rights(jailed: Runtime, bundle: Bundle) -> None:
+    users = set()
+    for _ in range(2):
+        container = jailed.start(bundle)
+        facts = status(qemu_of(container))
+        assert len({*facts["Uid"], *facts["Gid"]}) == 1
+        assert facts["Groups"] == []
+        assert {int(facts[name][0], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
+        assert facts["NoNewPrivs"] == ["1"]
+        users.add(facts["Uid"][0])
+        assert container.sh("cat /etc/passwd").code == 0
+    assert len(users) == 2
+    assert "0" not in users
+
+
+def test_its_root_has_its_program_only(jailed: Runtime, bundle: Bundle) -> None:
+    qemu = qemu_of(jailed.start(bundle))
+    mounts = [line.split() for line in Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()]
+    assert all("ro" in mount[5].split(",") and "nosuid" in mount[5] for mount in mounts)
+    assert all("nodev" in mount[5] for mount in mounts if not mount[4].startswith("/dev/"))
+    assert not [mount for mount in mounts if mount[6].startswith(("master:", "shared:"))]
+    known = [os.environ.get("CLOCHE_DATA_ROOT", "/var/lib/cloche"), str(jailed.program.parents[2])]
+    others = {f"{name}" for name in os.listdir(f"/proc/{qemu}/root")} - IN_ROOT
+    assert others <= {path.split("/")[1] for path in known}
+    for name in ("home", "root", "run", "tmp"):
+        assert not os.path.exists(f"/proc/{qemu}/root/{name}") or name in others
+
+
+def test_it_holds_no_folder_and_no_file_that_it_could_change(
+    jailed: Runtime, bundle: Bundle
+) -> None:
+    qemu = qemu_of(jailed.start(bundle))
+    for name in os.listdir(f"/proc/{qemu}/fd"):
+        what = os.stat(f"/proc/{qemu}/fd/{name}")
+        assert not stat.S_ISDIR(what.st_mode)
+        where = os.readlink(f"/proc/{qemu}/fd/{name}")
+        lines = Path(f"/proc/{qemu}/fdinfo/{name}").read_text().splitlines()
+        flags = int(dict(line.split(":", 1) for line in lines if ":" in line)["flags"], 8)
+        if stat.S_ISREG(what.st_mode) and flags & os.O_ACCMODE != os.O_RDONLY:
+            assert where.startswith("/memfd:") or where.endswith("/qemu.log"), where
+
+
+def test_what_an_attacker_tries_fails(jailed: Runtime, bundle: Bundle, target: Target) -> None:
+    found = attack(qemu_of(jailed.start(bundle)), target)
+    assert {*found} == {*ATTEMPTS}
+    assert [name for name, why in found.items() if not why] == []
+
+
+def test_the_same_would_succeed_in_a_plain_qemu(
+    cloche: Runtime, bundle: Bundle, target: Target
+) -> None:
+    """9p is served by QEMU, which needs root's rights for it: so the attempts can succeed."""
+    found = attack(qemu_of(cloche.start(bundle)), target)
+    assert {name for name, why in found.items() if why} == set()
+
+
+def test_a_user_mode_network_works(program: Path, folder: Path, busybox_root: Path) -> None:
+    """It asks the host's name servers, whose addresses QEMU reads."""
+    runtime = Runtime(program, folder / "cloche", FUSE)
+    shown = runtime("do", busybox_root, "cat", "/etc/resolv.conf").output
+    assert "nameserver" in shown
+    runtime.clean_up()
