@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cloche.guest.guest import current_guest
 from cloche.model.config import load_settings
 from cloche.vmm.frozen import frozen_image
+from cloche.vmm.ptrace import Thread
 from cloche.vmm.script import SCRIPT
 
 from . import host
@@ -160,3 +162,14 @@ def warnings(cloche: Runtime) -> str:
     found = "\n".join(cloche.messages("warning"))
     cloche.log.unlink(missing_ok=True)
     return found
+
+
+@contextlib.contextmanager
+def stopped(tid: int) -> Iterator[Thread]:
+    """A thread of QEMU's, to be asked."""
+    thread = Thread(tid)
+    thread.stop()
+    try:
+        yield thread
+    finally:
+        thread.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import signal
@@ -13,12 +12,11 @@ from pathlib import Path
 import pytest
 
 from cloche.vmm.argv import NIC_SLOTS
-from cloche.vmm.ptrace import Thread
 from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
-from .frozen import command_line, has_ended, is_thawed, open_files, qemu, status, threads
+from .frozen import command_line, has_ended, is_thawed, open_files, qemu, status, stopped, threads
 from .runtime import Container, Runtime
 
 MIB = 1 << 20
@@ -50,17 +48,6 @@ def restored(other: Runtime, new_bundle: Callable[[], Bundle]) -> Container:
     container = other.create(new_bundle().args("sleep", "1000"))
     container.start()
     return container
-
-
-@contextlib.contextmanager
-def stopped(tid: int) -> Iterator[Thread]:
-    """A thread of QEMU's, to be asked."""
-    thread = Thread(tid)
-    thread.stop()
-    try:
-        yield thread
-    finally:
-        thread.release()
 
 
 def test_switched_off_it_comes_from_its_template(restored: Container) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from cloche.vmm.call_filter import call_filter
+
 from .attacker import ATTEMPTS, Target, attack
 from .bundles import Bundle
+from .frozen import stopped
 from .runtime import Container, Runtime
 
 FUSE = {"CLOCHE_FILES": "fuse"}
@@ -68,6 +71,18 @@ def test_it_has_a_user_of_its_own_and_no_rights(jailed: Runtime, bundle: Bundle)
         assert container.sh("cat /etc/passwd").code == 0
     assert len(users) == 2
     assert "0" not in users
+
+
+def test_it_makes_the_calls_on_a_list_only(jailed: Runtime, bundle: Bundle) -> None:
+    """The list comes first; QEMU's own filter, which denies more, is there as well."""
+    container = jailed.start(bundle)
+    qemu = qemu_of(container)
+    for tid in os.listdir(f"/proc/{qemu}/task"):
+        with stopped(int(tid)) as thread:
+            programs = thread.seccomp_filters()
+        assert programs[0] == call_filter(network=False)
+        assert len(programs) == 2
+    assert container.sh("echo up").output == "up"
 
 
 def test_its_root_has_its_program_only(jailed: Runtime, bundle: Bundle) -> None:

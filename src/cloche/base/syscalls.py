@@ -211,9 +211,9 @@ def set_apart(tree: int, attributes: int) -> None:
 
     mount_setattr(2); OSError on failure.
     """
-    wanted = (ctypes.c_uint64 * 4)(attributes, 0, MS_PRIVATE, 0)
-    size = ctypes.c_size_t(ctypes.sizeof(wanted))
-    flags = ctypes.c_uint(AT_EMPTY_PATH | AT_RECURSIVE)
+    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    wanted = _longs(attributes, 0, MS_PRIVATE, 0)
+    flags, size = AT_EMPTY_PATH | AT_RECURSIVE, _ULong(len(wanted))
     _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, wanted, size), "mount_setattr")
 
 
@@ -238,8 +238,7 @@ def move_mount(tree: int, target: str, folder: int = AT_FDCWD) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     """pivot_root(2); OSError on failure."""
-    number = 155 if os.uname().machine == "x86_64" else 41
-    _check(_libc.syscall(number, os.fsencode(new), os.fsencode(old)), "pivot_root")
+    _check(_libc.pivot_root(os.fsencode(new), os.fsencode(old)), "pivot_root")
 
 
 def prctl(option: int, value: int) -> None:
@@ -307,14 +306,23 @@ def seccomp_listener(program: bytes) -> int:
 
     It is closed by an exec. OSError on failure.
     """
-    import ctypes
+    return seccomp(program, _SECCOMP_FILTER_FLAG_NEW_LISTENER)
 
-    class Program(ctypes.Structure):  # struct sock_fprog
-        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+def seccomp(program: bytes, flags: int = 0) -> int:
+    """Come under the filter *program* for good (seccomp(2)); OSError on failure."""
+
+    class Length(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "H"
+
+    class Filter(_ctypes._SimpleCData):  # type: ignore[type-arg]
+        _type_ = "z"
+
+    class Program(_ctypes.Structure):  # struct sock_fprog
+        _fields_ = (("length", Length), ("filter", Filter))
 
     loaded = Program(len(program) // 8, program)
-    flags = _SECCOMP_FILTER_FLAG_NEW_LISTENER
-    arguments = (_SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(loaded))
+    arguments = (_SECCOMP_SET_MODE_FILTER, flags, _ctypes.byref(loaded))
     return _check(_libc.syscall(_SECCOMP, *arguments), "seccomp")
 
 

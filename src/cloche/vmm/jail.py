@@ -12,6 +12,7 @@ import stat
 
 from cloche.base import syscalls
 from cloche.base.quick import suppress
+from cloche.vmm.call_filter import come_under
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Jail:
         self.user = FIRST_USER + os.getpid()
         self.files = [path for path in files if not path.startswith(f"{TREE}/")]
         self.groups: list[int] = []
+        self.network = user_network
         self.devices = [*_DEVICES]
         if kvm:
             self._allow_kvm()
@@ -60,9 +62,13 @@ class Jail:
                 self.groups.append(kvm.st_gid)
 
     def enter(self) -> None:
-        """Shut this process, which has a mount namespace of its own, in; OSError on failure."""
+        """Shut this process in, which has a mount namespace of its own; OSError on failure."""
         self._make_root()
         self._become_user()
+
+    def lock(self) -> None:
+        """Allow what QEMU does, its execution included, and nothing else; OSError on failure."""
+        come_under(network=self.network)
 
     def _make_root(self) -> None:
         trees = [(path, _tree(path, _NOSUID | _NODEV | _RDONLY)) for path in self._trees()]

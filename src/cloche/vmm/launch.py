@@ -126,6 +126,11 @@ def _become_qemu(
             os._exit(NOT_STARTED)
         _set_limits()
         os.chdir("/")
+        if jail is not None:
+            status = NOT_SHUT_OFF
+            step = "system calls"
+            jail.lock()
+            status = NOT_STARTED
         step = "exec"
         if program:
             syscalls.personality(syscalls.ADDR_NO_RANDOMIZE)

@@ -126,7 +126,7 @@ class Thread:
             try:
                 count = _ptrace(_PTRACE_SECCOMP_GET_FILTER, self.tid, len(filters), buffer)
             except FileNotFoundError:
-                return filters[::-1]  # the index counts from the last one
+                return filters  # counted from the first one: get_nth_filter(), kernel/seccomp.c
             except PermissionError:  # seccomp_get_filter() in the kernel's kernel/seccomp.c
                 raise ClocheError(
                     "freezing: this process is under a seccomp filter itself, and so may not look "
