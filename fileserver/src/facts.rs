@@ -113,8 +113,8 @@ impl Files {
     /// told of a folder is older than a request that is under way.
     pub fn count_maker(&mut self, request: &Request) {
         use crate::opcode as op;
-        const MAKERS: [u32; 7] =
-            [op::MKNOD, op::MKDIR, op::SYMLINK, op::LINK, op::RENAME, op::RENAME2, op::CREATE];
+        const MAKERS: [u32; 6] =
+            [op::MKNOD, op::MKDIR, op::SYMLINK, op::LINK, op::RENAME, op::RENAME2];
         if MAKERS.contains(&request.opcode) {
             self.makers = self.makers.wrapping_add(1);
         }

@@ -3,8 +3,10 @@
 //! It sees the share and nothing else, has the capabilities that changing files of other users
 //! takes, and the system calls that it makes. Whoever takes it over has no more.
 
-use std::os::fd::OwnedFd;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{poll, PollFd, PollFlags};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxAttributes, StatxFlags, CWD};
 use rustix::io::Errno;
 use rustix::mount::{mount, mount_bind_recursive, unmount, MountFlags, UnmountFlags};
@@ -106,8 +108,8 @@ pub fn leave_mounts() -> Result<()> {
 }
 
 /// Leaves everything but the folder: it becomes the root, and what was mounted besides is gone.
-/// What is mounted below it later still arrives. Returns the folder.
-pub fn enter(folder: &str) -> Result<OwnedFd> {
+/// What is mounted below it later still arrives. Returns the folder. `process` is /proc/self.
+pub fn enter(folder: &str, process: &OwnedFd) -> Result<OwnedFd> {
     let hold = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if !is_mounted(folder)? {
         mount_bind_recursive(folder, folder)?; // a root has to be one: that of a rehearsal is not
@@ -116,8 +118,45 @@ pub fn enter(folder: &str) -> Result<OwnedFd> {
     // pivot_root(2) takes names only; the working directory is needed for both.
     rustix::process::chdir(folder)?;
     rustix::process::pivot_root(c".", c".")?;
-    unmount(c".", UnmountFlags::DETACH)?;
+    leave_old_root(&root, process)?;
     Ok(root)
+}
+
+/// Unmounts what is on top of the root, the one before. It is gone at once, but the call returns
+/// only when no processor can be looking at it any more, which takes 80 ms on a busy machine: so
+/// another process makes it.
+fn leave_old_root(root: &OwnedFd, process: &OwnedFd) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    // What is told of it is what has changed since it was opened.
+    let mounts = rustix::fs::openat(process, c"mountinfo", flags, Mode::empty())?;
+    let helper = sys::aside(|| {
+        let _ = unmount(c".", UnmountFlags::DETACH);
+    })?;
+    loop {
+        let has_ended = !poll_any(&mounts, &helper)?;
+        if mount_of(root, c"")? == mount_of(CWD, c"/..")? {
+            return Ok(());
+        }
+        if has_ended {
+            return Err(Errno::BUSY);
+        }
+    }
+}
+
+/// Waits until mounts change (true), or the process has ended.
+fn poll_any(mounts: &OwnedFd, process: &OwnedFd) -> Result<bool> {
+    let mut fds = [PollFd::new(mounts, PollFlags::PRI), PollFd::new(process, PollFlags::IN)];
+    match poll(&mut fds, None) {
+        Ok(_) => Ok(fds[1].revents().is_empty()),
+        Err(Errno::INTR) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// The number of the mount that a path leads to.
+fn mount_of(folder: impl AsFd, path: &CStr) -> Result<u64> {
+    let flags = if path.is_empty() { AtFlags::EMPTY_PATH } else { AtFlags::empty() };
+    Ok(rustix::fs::statx(folder, path, flags, StatxFlags::MNT_ID)?.stx_mnt_id)
 }
 
 /// Whether something is mounted at that very folder.

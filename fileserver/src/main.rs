@@ -44,7 +44,7 @@ fn prepare(arguments: &[String]) -> Result<Server, String> {
         rustix::fs::openat(CWD, c"/proc/self", hold, Mode::empty()).map_err(step("/proc"))?;
     let files = rustix::fs::openat(CWD, c"/proc/self/fd", hold, Mode::empty());
     let files = files.map_err(step("/proc/self/fd"))?;
-    let root = jail::enter(folder).map_err(|error| format!("{folder}: {error}"))?;
+    let root = jail::enter(folder, &process).map_err(|error| format!("{folder}: {error}"))?;
     rustix::process::fchdir(&files).map_err(step("/proc/self/fd"))?;
     sys::keep_capabilities().map_err(step("capabilities"))?;
     let rings = Rings::map(&bulk).map_err(step("bulk file"))?;

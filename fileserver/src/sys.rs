@@ -181,6 +181,29 @@ pub fn close_others(one: i32, other: i32) -> Result<()> {
     Ok(())
 }
 
+/// Does something in a process of its own, which then ends and that nobody has to wait for; returns
+/// its descriptor.
+pub fn aside(action: impl FnOnce()) -> Result<OwnedFd> {
+    // SAFETY: there is one thread, so the child's memory is whole; it ends without a clean-up that
+    // would be the parent's. Children that have ended leave nothing behind.
+    let child = unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        check(libc::fork().into())?
+    };
+    if child == 0 {
+        action();
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) };
+    }
+    // SAFETY: takes numbers only. The child is ours, and not waited for yet.
+    let pidfd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, child, 0) })?;
+    // SAFETY: it has just been opened; and children that end from now on leave nothing behind.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        Ok(OwnedFd::from_raw_fd(pidfd as i32))
+    }
+}
+
 /// Takes a capability out of the bounding set.
 pub fn drop_bounding(capability: u32) -> Result<()> {
     let number = libc::c_ulong::from(capability);

@@ -90,16 +90,17 @@ class Files:
     def _on_end(self, _: int) -> None:
         self._loop.unwatch(self.server.pidfd)
         error = self.server.reap()
+        if self.ended.done:
+            return
         if error is None:
             self.ended.set()
         else:
             self.ended.fail(error)
 
     def _close(self) -> None:
-        """The VM is gone."""
+        """The VM is gone. Letting go of what it watches takes the server 20 ms: nobody waits."""
         if not self.ended.done:
-            self._loop.unwatch(self.server.pidfd)
-            self.server.end()
+            self.server.kill()
             self.ended.set()
         self._slot.close()
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 NAME = "cloche-files"
 _KILL = 9
 _SIGNALS = range(1, 65)
-# One that waits for a disk of the host's that does not answer ends when that does.
-_END_S = 1.0
 _LAST_WORDS = 300
 
 
@@ -45,7 +43,7 @@ def find_file_server() -> str:
 class FileServer:
     """Serves the folder *share* through *socket* and the *bulk* file; says what fails to *log*.
 
-    It ends with the VM, with this process, or when it is told to. *pidfd* is readable at its end.
+    It ends with the VM, with this process, or when it is killed. *pidfd* is readable at its end.
     """
 
     def __init__(self, share: str, socket: int, bulk: int, log: str) -> None:
@@ -116,11 +114,8 @@ class FileServer:
             hint="`make agent` builds it anew",
         )
 
-    def end(self) -> None:
-        """End it, and wait until it is gone."""
-        if not self.pid:
-            return
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, _KILL)
-        if self.has_ended(_END_S):
-            self.reap()
+    def kill(self) -> None:
+        """End it, which takes its time: one that waits for a disk of the host's ends after that."""
+        if self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, _KILL)
