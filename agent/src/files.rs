@@ -1,6 +1,7 @@
 //! Reading and writing small files.
 
 use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{self, Mode, OFlags};
@@ -56,6 +57,13 @@ pub fn read_at(folder: impl AsFd, path: impl Arg) -> Result<Vec<u8>> {
 /// All of the file `path`.
 pub fn read(path: impl Arg) -> Result<Vec<u8>> {
     read_at(fs::CWD, path)
+}
+
+/// Has the kernel ask for many entries of a folder in one request: some are looked up next.
+pub fn look_around(folder: impl AsFd) {
+    let Ok(folder) = open_at(folder, ".", OFlags::RDONLY | OFlags::DIRECTORY) else { return };
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    let _ = fs::RawDir::new(folder, &mut buffer).next();
 }
 
 /// Names in a folder, without `.` and `..`, in no order.

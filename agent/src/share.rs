@@ -7,7 +7,7 @@
 use alloc::format;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::OFlags;
+use rustix::fs::{self, Access, OFlags};
 use rustix::io::{self, Errno};
 use rustix::mount::{self, MountFlags};
 use rustix::pipe::{pipe_with, PipeFlags};
@@ -94,7 +94,9 @@ impl Share {
         answer_init(&fuse)?;
         read_far_ahead();
         sys::write_all(&self.port, &message(BEGIN))?;
-        self.start(&fuse)
+        self.start(&fuse)?;
+        // The relay answers this by itself. The kernel then knows the folder, and asks in no clone.
+        files::open(target, OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
     }
 
     /// Makes the relay's process.
@@ -118,6 +120,11 @@ impl Share {
             }
         }
     }
+}
+
+/// Whether a path leads to such a share.
+pub fn is_served(path: &str) -> bool {
+    path.starts_with(MOUNT_POINT) && fs::access(DISK, Access::EXISTS).is_ok()
 }
 
 /// A message of our own: struct fuse_in_header with an opcode that the kernel has not.

@@ -50,6 +50,18 @@ def asked(container: Container, script: str) -> Counter[str]:
     return counts(container) - before
 
 
+def test_a_start_asks_for_little(program: Path, folder: Path, bundle: Bundle) -> None:
+    runtime = Runtime(program, folder / "cloche", FUSE)
+    runtime.run(bundle.args("true"))  # makes what starts need, if there is none
+    bundle.process["env"].append("HOME=/")
+    container = runtime.start(bundle.args("/bin/busybox", "sleep", "100000"))
+    asked = counts(container)
+    # The container's folder, its rootfs, all that is in it at once, the program.
+    assert (asked["LOOKUP"], asked["READDIRPLUS"]) == (3, 1), asked
+    assert set(asked) <= {"0", "LOOKUP", "READDIRPLUS", "OPEN", "READ", "MKDIR"}, asked
+    runtime.clean_up()
+
+
 def test_a_small_file_takes_two_requests_to_write_and_one_to_remove(running: Container) -> None:
     script = "cd /data; for i in $(seq 100 199); do echo x >f$i; done"
     made = asked(running, f"mkdir /data/new; {script.replace('/data', '/data/new')}")

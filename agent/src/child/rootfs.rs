@@ -19,6 +19,7 @@ use rustix::process;
 use crate::fail::{Outcome, Step};
 use crate::files;
 use crate::mounts;
+use crate::share;
 use crate::sys;
 use crate::users;
 
@@ -56,6 +57,9 @@ pub fn build(plan: &Container, mut stock: Stock) -> Outcome<Root> {
     mount::mount_bind_recursive(plan.root, plan.root).step("bind root", plan.root)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let root = files::open(plan.root, flags).step("open root", plan.root)?;
+    if share::is_served(plan.root) {
+        files::look_around(&root);
+    }
     if let Some(flags) = plan.root_flags.0 {
         mounts::set_flags(&root, flags).step("bind root", plan.root)?;
     }
