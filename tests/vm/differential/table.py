@@ -14,7 +14,7 @@ from .facts import Facts
 DOCS = Path(__file__).parents[3] / "docs/oci.md"
 SECTION = "## Differences from runc\n"
 _ROW = re.compile(r"^\| (`[^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
-_SINCE = re.compile(r"from runc ([0-9.]+) on: ")
+_VERSIONS = re.compile(r"(from|before) runc ([0-9.]+)")
 _V2 = Path("/sys/fs/cgroup/cgroup.controllers")
 
 # Facts that there are whatever becomes of the container; all others need the probe to run.
@@ -52,8 +52,8 @@ def listed() -> list[Row]:
 
 def _holds_here(reason: str) -> bool:
     """Whether a row with that *reason* is for this machine's cgroups and this runc."""
-    if found := _SINCE.match(reason):
-        return _runc_version() >= _numbers(found[1])
+    if found := _VERSIONS.match(reason):
+        return (_runc_version() >= _numbers(found[2])) == (found[1] == "from")
     return not (_V2.exists() and reason.startswith("cgroup v1"))
 
 
