@@ -28,6 +28,7 @@ def test_values_come_back(value: object) -> None:
 @given(_values)
 def test_text_is_that_of_the_json_package(value: object) -> None:
     assert fastjson.dumps(value) == json.dumps(value)
+    assert fastjson.compact(value) == json.dumps(value, separators=(",", ":"))
     assert json.loads(fastjson.pretty(value)) == value
 
 

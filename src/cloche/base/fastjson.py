@@ -72,8 +72,17 @@ def _refuse(value: object) -> object:
 
 def dumps(value: object) -> str:
     """*value* as JSON on one line."""
+    return _encode(value, ": ", ", ")
+
+
+def compact(value: object) -> str:
+    """*value* as JSON without blanks, as Go writes it."""
+    return _encode(value, ":", ",")
+
+
+def _encode(value: object, colon: str, comma: str) -> str:
     encode = make_encoder(
-        None, _refuse, encode_basestring_ascii, None, ": ", ", ", False, False, True
+        None, _refuse, encode_basestring_ascii, None, colon, comma, False, False, True
     )
     return "".join(encode(value, 0))
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 from time import monotonic
 
-from cloche.base import syscalls
+from cloche.base import fastjson, syscalls
 from cloche.base.errors import ClocheError
 from cloche.base.quick import suppress
 from cloche.model.environment import hook_environment
@@ -86,7 +85,7 @@ def run_all_hooks(
 
 def _run_hook(name: str, hook: dict[str, Any], state: dict[str, Any], place: Place) -> None:
     path = hook["path"]
-    stdin = json.dumps(state).encode()
+    stdin = fastjson.compact(state).encode()
     # A file, not a pipe: nobody has to read it for us to go on.
     in_fd = os.memfd_create("hook-stdin", os.MFD_CLOEXEC)
     os.write(in_fd, stdin)

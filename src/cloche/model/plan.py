@@ -251,7 +251,7 @@ def _start_hooks(config: Config, container_id: str, bundle: str) -> list[dict[st
         "bundle": bundle,
         "annotations": config.annotations,
     }
-    stdin = fastjson.dumps(state).encode()
+    stdin = fastjson.compact(state).encode()
     return [_start_hook(hook, stdin) for hook in hooks]
 
 
