@@ -58,7 +58,7 @@ def changed(config: dict[str, Any], path: str, value: object) -> str:
         ("hooks", {"prestart": [{}]}, "$.hooks.prestart[0].path: missing"),
         ("hooks", {"prestart": [{"path": "x"}]}, "$.hooks.prestart[0].path: expected an absolute"),
         ("hooks", {"prestart": {}}, "$.hooks.prestart: expected array"),
-        ("annotations", {"a": 1}, "$.annotations[...]: expected str, got int"),
+        ("annotations", {"a": 1}, "$.annotations.a: expected str, got int"),
         ("linux.namespaces.0.type", "users", "$.linux.namespaces[0].type: expected one of"),
         ("linux.namespaces.0.type", "user", "$.linux.uidMappings: missing"),
         ("linux.resources.memory", {"limit": "64m"}, "$.linux.resources.memory.limit: expected"),

@@ -51,7 +51,7 @@ RLIMIT_STACK = {"type": "RLIMIT_STACK", "soft": 64 * MIB, "hard": 64 * MIB}
         ),
         ("process.env", [f"A{i}=" + "x" * 100_000 for i in range(100)], "argument list too long"),
         ("process.cwd", "/" + "x" * 100_000, "file name too long: 100001 bytes, at most 4095"),
-        ("process.oomScoreAdj", "1", "expected int | null, got str"),
+        ("process.oomScoreAdj", "1", "expected int, got str"),
         ("linux.resources.memory", {"limit": 1 << 63}, "expected int <= 9223372036854775807"),
         ("linux.resources.cpu", {"quota": 10**400}, "number out of range"),
         ("linux.resources.cpu", {"cpus": "0-8191," * 200_000 + "0"}, "too long: 1400001 bytes"),
