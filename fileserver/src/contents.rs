@@ -66,7 +66,9 @@ impl Files {
         }
         self.hear();
         let append = file_flags & O_APPEND != 0;
-        let file = self.open(request.node, OFlags::WRONLY)?;
+        // A file that can only be appended to is opened in no other way.
+        let mode = if append { OFlags::APPEND } else { OFlags::empty() };
+        let file = self.open(request.node, OFlags::WRONLY | mode)?;
         let written = sys::dropping_privileges(flags & KILL_SET_IDS != 0, || {
             // SAFETY: all of it is in the request, or in the ring.
             unsafe { sys::write_at(&file, data, size, offset, append) }

@@ -1,8 +1,9 @@
 //! Requests about the entries of folders.
 
 use std::ffi::CString;
+use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, FileType, Mode, RenameFlags, CWD};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, CWD};
 use rustix::io::Errno;
 
 use crate::files::Files;
@@ -64,6 +65,25 @@ impl Files {
             rustix::fs::mknodat(folder, name, kind, Mode::from_raw_mode(mode), device)
         })?;
         self.made(request.node, name, out)
+    }
+
+    /// FUSE_TMPFILE (Linux 6.2): open(2) with O_TMPFILE. It has no name unless it is linked.
+    pub fn make_unnamed(&mut self, request: &Request, out: &mut Out) -> Result<()> {
+        let mut fields = request.fields();
+        let (flags, mode, mask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+        self.hear();
+        let folder = self.nodes.fd(request.node)?;
+        let exclusive = OFlags::from_bits_retain(flags) & OFlags::EXCL;
+        let how = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC | exclusive;
+        sys::umask(mask);
+        let file = sys::as_user(request.uid, request.gid, || {
+            rustix::fs::openat(folder, c".", how, Mode::from_raw_mode(mode))
+        })?;
+        let fd = sys::reopen(file.as_fd(), OFlags::PATH)?;
+        self.tell(request.node, fd, out)?;
+        // struct fuse_open_out.
+        out.u64(0).u32(0).u32(0);
+        Ok(())
     }
 
     /// FUSE_MKDIR.

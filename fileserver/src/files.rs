@@ -37,7 +37,7 @@ impl Files {
     pub fn new(root: OwnedFd, process: OwnedFd, rings: Rings) -> Result<Files> {
         let own = nodes::device(&nodes::stat(&root)?);
         let nodes = Nodes::new(root, Mounts::new(process, own), sys::most_descriptors())?;
-        let (watches, listings) = (Watches::new()?, Listings::default());
+        let (watches, listings) = (Watches::new(), Listings::default());
         let news = Out::default();
         let mut files =
             Files { nodes, watches, listings, rings, news, is_foretold: false, makers: 0 };
@@ -52,7 +52,7 @@ impl Files {
         self.rings.clear();
         self.news.0.clear();
         (self.is_foretold, self.makers) = (false, 0);
-        self.watches = Watches::new()?;
+        self.watches = Watches::new();
         self.watch(ROOT, true);
         Ok(())
     }

@@ -48,6 +48,7 @@ opcodes! {
     LSEEK = 46,
     COPY_FILE_RANGE = 47,
     SYNCFS = 50,
+    TMPFILE = 51,
 }
 
 const KNOWN: usize = 64;

@@ -114,10 +114,10 @@ impl Server {
 
     fn wait(&self) -> Result<Next> {
         let (socket, watches) = (&self.socket.fd, self.files.watches.fd());
-        let fds = [watches, self.questions.as_fd(), socket.as_fd()];
+        let fds = [watches.unwrap_or(socket.as_fd()), self.questions.as_fd(), socket.as_fd()];
         let mut fds = fds.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
         match poll(&mut fds, None) {
-            Ok(_) if !fds[0].revents().is_empty() => Ok(Next::News),
+            Ok(_) if watches.is_some() && !fds[0].revents().is_empty() => Ok(Next::News),
             Ok(_) if !fds[1].revents().is_empty() => Ok(Next::Question),
             Ok(_) => Ok(Next::Request),
             Err(Errno::INTR) => self.wait(),
@@ -208,6 +208,7 @@ impl Server {
             op::READLINK => files.read_link(request, out)?,
             op::SYMLINK => files.make_symlink(request, out)?,
             op::MKNOD => files.make_node(request, out)?,
+            op::TMPFILE => files.make_unnamed(request, out)?,
             op::MKDIR => files.make_folder(request, out)?,
             op::UNLINK => files.remove(request, false)?,
             op::RMDIR => files.remove(request, true)?,

@@ -42,7 +42,8 @@ pub enum Event {
 }
 
 pub struct Watches {
-    inotify: OwnedFd,
+    /// None: this host has no further one to give (fs.inotify.max_user_instances).
+    inotify: Option<OwnedFd>,
     /// Nodes by the number of their watch: a folder that is mounted twice is two nodes.
     nodes: HashMap<i32, Vec<u64>>,
     /// What the guest has just changed, and how often: each is to be heard once.
@@ -50,13 +51,16 @@ pub struct Watches {
 }
 
 impl Watches {
-    pub fn new() -> Result<Watches> {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
-        Ok(Watches { inotify, nodes: HashMap::new(), expected: HashMap::new() })
+    pub fn new() -> Watches {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
+        if let Err(error) = &inotify {
+            eprintln!("cloche-files: inotify: {error}: nothing is cached in the guest");
+        }
+        Watches { inotify: inotify.ok(), nodes: HashMap::new(), expected: HashMap::new() }
     }
 
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.inotify.as_fd()
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inotify.as_ref().map(OwnedFd::as_fd)
     }
 
     /// Watches the folder or file of a node.
@@ -66,7 +70,8 @@ impl Watches {
             flags |= WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVE;
             flags |= WatchFlags::ONLYDIR;
         }
-        let watch = inotify::add_watch(&self.inotify, sys::name_of(fd), flags)?;
+        let inotify = self.inotify.as_ref().ok_or(Errno::MFILE)?;
+        let watch = inotify::add_watch(inotify, sys::name_of(fd), flags)?;
         let nodes = self.nodes.entry(watch).or_default();
         if !nodes.contains(&node) {
             nodes.push(node);
@@ -80,7 +85,7 @@ impl Watches {
         nodes.retain(|&other| other != node);
         if nodes.is_empty() {
             self.nodes.remove(&watch);
-            let _ = inotify::remove_watch(&self.inotify, watch);
+            let _ = self.inotify.as_ref().map(|inotify| inotify::remove_watch(inotify, watch));
         }
     }
 
@@ -120,7 +125,8 @@ impl Watches {
     pub fn events(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         let mut buffer = [std::mem::MaybeUninit::uninit(); 8192];
-        let mut reader = inotify::Reader::new(&self.inotify, &mut buffer);
+        let Some(inotify) = &self.inotify else { return events };
+        let mut reader = inotify::Reader::new(inotify, &mut buffer);
         loop {
             match reader.next() {
                 Ok(event) => {
