@@ -40,3 +40,11 @@ def kernel_release() -> str:
 def boot_id() -> str:
     """The id of the running kernel: no two boots share one."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def qemu_of(supervisor: int) -> int:
+    """The process id of the QEMU of that supervisor, which may have a file server beside it."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    (qemu,) = (pid for pid, command in commands.items() if b"qemu" in command.split(b"\0")[0])
+    return int(qemu)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from .client import Docker
 from .dockerd import wait_until
+from .host import qemu_of
 from .image import IMAGE
 from .patience import PATIENCE_SECONDS
 
@@ -18,10 +18,9 @@ pytestmark = pytest.mark.vm_only
 
 def halt(docker: Docker, container: str) -> int:
     """Stop a container's QEMU; its process id."""
-    supervisor = docker.state(container)["Pid"]
-    (qemu,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    os.kill(int(qemu), signal.SIGSTOP)
-    return int(qemu)
+    qemu = qemu_of(docker.state(container)["Pid"])
+    os.kill(qemu, signal.SIGSTOP)
+    return qemu
 
 
 def said(docker: Docker, *command: str) -> str:

@@ -1,7 +1,7 @@
 """Run inside of containers: what programs do with files, each check in a folder of its own.
 
-`python3 file_checks.py FOLDER` prints, as JSON, what every check saw. The same is to be seen in a
-container of runc's.
+`python3 -m vm.file_checks FOLDER` prints, as JSON, what every check saw. The same is to be seen in
+a container of runc's.
 """
 
 import ctypes
@@ -546,7 +546,8 @@ def too_slow(*_: object) -> None:
     raise TimeoutError(f"no end in {SECONDS} s")
 
 
-def main() -> None:
+def run() -> None:
+    """Carry the checks out, and print what they saw."""
     signal.signal(signal.SIGALRM, too_slow)
     os.umask(0o022)
     results = {}
@@ -563,4 +564,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

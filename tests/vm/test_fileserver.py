@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from engine.patience import PATIENCE_SECONDS
-
 from .bundles import Bundle
+from .file_comparison import FUSE, names_of_checks, seen_by_both
 from .runtime import Container, Runtime
 
-FUSE = {"CLOCHE_FILES": "fuse"}
-CHECKS = Path(__file__).with_name("file_checks.py")
-NAMES = re.findall(r"^@check\ndef (\w+)", CHECKS.read_text(), re.MULTILINE)
-
-
-def with_python(bundle: Bundle) -> Bundle:
-    """Let the container have the host's Python."""
-    for source, target in (("/usr", "/usr"), ("/usr/lib", "/lib"), ("/usr/lib64", "/lib64")):
-        bundle.mount(target, "bind", source, "rbind", "ro")
-    return bundle.mount("/checks.py", "bind", CHECKS, "bind", "ro")
+CHECKS = "file_checks"
+NAMES = names_of_checks(CHECKS)
 
 
 @pytest.fixture(scope="module")
@@ -35,24 +22,7 @@ def seen(
     program: Path, busybox_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the checks saw, in a container of cloche's and in one of runc's."""
-    directory = Path(tempfile.mkdtemp(prefix="cloche-", dir=tmp_path_factory.getbasetemp()))
-    results = []
-    for name, path, env in (("cloche", program, FUSE), ("runc", Path("/usr/sbin/runc"), {})):
-        runtime = Runtime(path, directory / name, env)
-        data = directory / f"data-{name}"
-        data.mkdir()
-        bundle = with_python(Bundle(directory / f"bundle-{name}", busybox_root))
-        bundle.mount("/data", "bind", data, "rbind")
-        names = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETUID", "SETGID")
-        more = ("SETFCAP", "SYS_ADMIN", "LINUX_IMMUTABLE", "KILL")
-        bundle.capabilities(*(f"CAP_{each}" for each in (*names, *more)))
-        bundle.args("python3", "/checks.py", "/data")
-        container = runtime.start(bundle)
-        assert container.wait(PATIENCE_SECONDS) == 0, container.output
-        results.append(json.loads(container.out.read_text()))
-        runtime.clean_up()
-    shutil.rmtree(directory)
-    return results[0], results[1]
+    return seen_by_both(program, busybox_root, tmp_path_factory.getbasetemp(), CHECKS)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,8 +15,9 @@ from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
+from .file_comparison import FUSE
 from .runtime import Container, Runtime
-from .test_fileserver import FUSE, served, server_of
+from .test_fileserver import served, server_of
 
 __all__ = ["served"]
 BEGINNINGS = {

@@ -17,8 +17,9 @@ import pytest
 from engine.dockerd import wait_until
 
 from .bundles import Bundle
+from .file_comparison import FUSE
 from .runtime import Container, Runtime
-from .test_fileserver import FUSE, server_of
+from .test_fileserver import server_of
 
 ASKING = {"LOOKUP", "GETATTR", "GETXATTR"}
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 
 from engine.dockerd import wait_until
+from engine.host import qemu_of
 
 from .client import Podman
 from .scene import IMAGE
@@ -18,9 +18,7 @@ from .scene import IMAGE
 def halted(podman: Podman) -> str:
     """A container whose QEMU is stopped."""
     name = podman.start(IMAGE, "sleep", "1000")
-    supervisor = podman.inspect(name)["State"]["Pid"]
-    (qemu,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    os.kill(int(qemu), signal.SIGSTOP)
+    os.kill(qemu_of(podman.inspect(name)["State"]["Pid"]), signal.SIGSTOP)
     return name
 
 
