@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from cloche.base.typed import Int, Items, Struct, Text, is_optional, layout_of
+from cloche.base.kinds import Int, Items, Text, is_optional
+from cloche.base.typed import Struct, layout_of
 
 Steps = tuple[str | int, ...]
 

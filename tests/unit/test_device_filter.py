@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloche.base.errors import ConfigError
-from cloche.base.typed import convert
+from cloche.base.kinds import convert
 from cloche.model.device_filter import ALWAYS, check_device_rules, device_filter
 from cloche.model.oci_linux import DeviceRule
 from cloche.model.spec import default_spec

@@ -12,8 +12,8 @@ import pyseccomp  # type: ignore[import-untyped]
 import pytest
 
 from cloche.base.errors import ConfigError
+from cloche.base.kinds import convert
 from cloche.base.msgpack import pack, unpack
-from cloche.base.typed import convert
 from cloche.model.oci import load_config
 from cloche.model.oci_linux import Seccomp
 from cloche.model.seccomp import Filter, compile_seccomp

@@ -7,20 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloche.base.typed import (
-    Bytes,
-    Each,
-    Int,
-    Items,
-    Misfit,
-    Record,
-    Struct,
-    Text,
-    convert,
-    field,
-    plain,
-    replace,
-)
+from cloche.base.kinds import Bytes, Each, Int, Items, Misfit, Record, Text, convert
+from cloche.base.typed import Struct, field, plain, replace
 
 Small: Any = Int(0, 7)
 Named: Any = Text(1, 3)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from cloche.base.errors import ClocheError, ConfigError, StateError
+from cloche.base.kinds import convert
 from cloche.base.loop import Future
-from cloche.base.typed import convert
 from cloche.heart.blame import explained
 from cloche.heart.container import Container
 from cloche.heart.launch import Request

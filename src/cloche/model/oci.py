@@ -8,7 +8,8 @@ it does for runc.
 # Annotations are objects here: base.typed looks at them.
 
 from cloche.base.errors import ConfigError
-from cloche.base.typed import Int, Struct, field, replace
+from cloche.base.kinds import Int
+from cloche.base.typed import Struct, field, replace
 from cloche.model import validate
 from cloche.model.oci_linux import I64, U32, U64, IDMapping, Linux, Resources
 from cloche.model.oci_vm import VM

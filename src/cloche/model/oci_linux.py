@@ -6,7 +6,8 @@ what cloche does with it.
 
 # Annotations are objects here: base.typed looks at them.
 
-from cloche.base.typed import Int, Items, Struct, field
+from cloche.base.kinds import Int, Items
+from cloche.base.typed import Struct, field
 from cloche.model.texts import FileName, FreeText, PageText, PathText
 
 TYPE_CHECKING = False

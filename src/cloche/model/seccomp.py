@@ -10,8 +10,9 @@ import errno
 import os
 import zlib
 
+from cloche.base.kinds import convert
 from cloche.base.msgpack import pack, unpack
-from cloche.base.typed import Struct, convert, plain
+from cloche.base.typed import Struct, plain
 from cloche.model.problems import quoted, refuse
 from cloche.model.seccomp_profile import ACTIONS, ARCHITECTURES, FLAGS, OPERATORS, PATH, WITH_ERRNO
 

@@ -8,7 +8,7 @@ refused here, for all fields alike, and so are NUL bytes.
 from __future__ import annotations
 
 from cloche.base import fastjson
-from cloche.base.typed import Misfit, Text, convert
+from cloche.base.kinds import Misfit, Text, convert
 from cloche.model.problems import quoted, refuse
 
 TYPE_CHECKING = False

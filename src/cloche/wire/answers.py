@@ -7,15 +7,16 @@ counted with, packed into a C integer and compared with the host's own.
 from __future__ import annotations
 
 from cloche.base.errors import GuestError
+from cloche.base.kinds import Bytes, Each, Int, Items, Misfit, Record, Text, taker
 from cloche.base.msgpack import unpack
-from cloche.base.typed import Bytes, Each, Int, Items, Misfit, Record, Struct, Text, taker
+from cloche.base.typed import Struct
 from cloche.model.texts import json_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from cloche.base.typed import Take
+    from cloche.base.kinds import Take
 
     Errno = int
 else:
