@@ -105,7 +105,7 @@ impl Agent {
 /// Limits that a process in a user namespace may not raise, and a score that it may not lower.
 fn grant(pid: i32, process: &Process) -> Outcome<()> {
     for &(resource, soft, hard) in &process.rlimits {
-        sys::set_limit(pid, resource, soft, hard).step("rlimit", &format!("{resource}"))?;
+        sys::own::set_limit(pid, resource, soft, hard).step("rlimit", &format!("{resource}"))?;
     }
     if let Some(value) = process.oom_score_adj {
         let path = format!("/proc/{pid}/oom_score_adj");

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 
 use crate::fail::{Outcome, Step};
 use crate::files;
-use crate::sys::{self, Capabilities};
+use crate::sys;
+use crate::sys::own::Capabilities;
 
 /// Sets the OOM score, while /proc is the agent's.
 pub fn set_oom_score(process: &Process) -> Outcome<()> {
@@ -25,7 +26,7 @@ pub fn set_oom_score(process: &Process) -> Outcome<()> {
 /// Sets the resource limits, while they may still be raised.
 pub fn set_limits(process: &Process) -> Outcome<()> {
     for &(resource, soft, hard) in &process.rlimits {
-        sys::set_limit(0, resource, soft, hard).step("rlimit", &format!("{resource}"))?;
+        sys::own::set_limit(0, resource, soft, hard).step("rlimit", &format!("{resource}"))?;
     }
     Ok(())
 }
@@ -34,26 +35,26 @@ pub fn set_limits(process: &Process) -> Outcome<()> {
 /// forbids it.
 pub fn tune(plan: &Tuning) -> Outcome<()> {
     if let Some(attributes) = plan.sched_attr.0 {
-        sys::set_scheduler(attributes).step("set", "scheduler")?;
+        sys::own::set_scheduler(attributes).step("set", "scheduler")?;
     }
     if let Some(priority) = plan.io_priority.0 {
-        sys::set_io_priority(priority).step("set", "I/O priority")?;
+        sys::own::set_io_priority(priority).step("set", "I/O priority")?;
     }
     if let Some(mask) = plan.affinity.0 {
-        sys::set_affinity(mask).step("set", "CPU affinity")?;
+        sys::own::set_affinity(mask).step("set", "CPU affinity")?;
     }
     if let Some((mode, nodes)) = plan.memory_policy.0 {
-        sys::set_memory_policy(mode, nodes).step("set", "memory policy")?;
+        sys::own::set_memory_policy(mode, nodes).step("set", "memory policy")?;
     }
     if let Some(domain) = plan.personality.0 {
-        sys::set_personality(domain).step("set", "personality")?;
+        sys::own::set_personality(domain).step("set", "personality")?;
     }
     Ok(())
 }
 
 /// Becomes root of the user namespace that this process is in, with all capabilities there.
 pub fn become_mapped_root() -> Outcome<()> {
-    sys::become_user(0, 0, &[]).step("user", "0:0")
+    sys::own::become_user(0, 0, &[]).step("user", "0:0")
 }
 
 /// Drops to the process's user and capabilities; changes to its working directory.
@@ -62,7 +63,7 @@ pub fn become_user(process: &Process) -> Outcome<()> {
     give_stdio_to(process.uid);
     drop_bounding(process.bounding).step("capabilities", "bounding set")?;
     sys::prctl(prctl::PR_SET_KEEPCAPS, 1, 0).step("capabilities", "keep")?;
-    sys::become_user(process.uid, process.gid, &process.groups)
+    sys::own::become_user(process.uid, process.gid, &process.groups)
         .step("user", &format!("{}:{}", process.uid, process.gid))?;
     sys::prctl(prctl::PR_SET_KEEPCAPS, 0, 0).step("capabilities", "keep")?;
     if !entered {
@@ -74,7 +75,7 @@ pub fn become_user(process: &Process) -> Outcome<()> {
         permitted: process.permitted | kept,
         inheritable: process.inheritable,
     };
-    sys::capset(&sets).step("capabilities", "capset")?;
+    sys::own::capset(&sets).step("capabilities", "capset")?;
     raise_ambient(process.ambient).step("capabilities", "ambient set")?;
     if process.no_new_privs {
         sys::prctl(prctl::PR_SET_NO_NEW_PRIVS, 1, 0).step("set", "no_new_privs")?;

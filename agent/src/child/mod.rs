@@ -243,7 +243,7 @@ fn settle_streams(process: &Process) {
 fn settle(wires: Wires, extra: Option<&OwnedFd>) -> Outcome<()> {
     let settled = || -> sys::Result<()> {
         sys::block_signals(0)?;
-        sys::umask(0);
+        sys::own::umask(0);
         rustix::process::setsid()?;
         // Away from the low numbers first, so that no wire is overwritten by another.
         let null = files::open("/dev/null", OFlags::RDWR)?;
@@ -284,7 +284,7 @@ fn become_process(process: &Process) -> Outcome<Program> {
         identity::tune(plan)?;
     }
     identity::become_user(process)?;
-    sys::umask(process.umask.unwrap_or(0o022));
+    sys::own::umask(process.umask.unwrap_or(0o022));
     program::find(process, home)
 }
 
@@ -306,7 +306,7 @@ fn install_filter(process: &Process) -> Outcome<()> {
     let Some(filter) = process.seccomp else { return Ok(()) };
     // Until then: a process that is not let exit dies of a signal, which is to dump no core.
     sys::prctl(prctl::PR_SET_DUMPABLE, 0, 0).step("seccomp", "dumpable")?;
-    sys::seccomp(filter, process.seccomp_flags).step("seccomp", "filter")
+    sys::own::seccomp(filter, process.seccomp_flags).step("seccomp", "filter")
 }
 
 fn report_ready(terminal: Option<&OwnedFd>) {
