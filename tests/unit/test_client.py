@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cloche.base.cputime import has_run, is_kept_waiting
 from cloche.heart import client
 
 HALF = client.DEAF_S * 500_000_000
@@ -30,23 +31,23 @@ def busy() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_one_that_ran_little_is_kept_waiting(busy: subprocess.Popen[bytes]) -> None:
-    before = client._ran(busy.pid)
+    before = has_run(busy.pid)
     assert before is not None
-    assert client._is_kept_waiting(busy.pid, before)
+    assert is_kept_waiting(busy.pid, before, client.DEAF_S)
 
 
 def test_one_that_ran_and_ran_is_not(busy: subprocess.Popen[bytes]) -> None:
-    before = client._ran(busy.pid)
+    before = has_run(busy.pid)
     assert before is not None
-    assert not client._is_kept_waiting(busy.pid, before - HALF)
+    assert not is_kept_waiting(busy.pid, before - HALF, client.DEAF_S)
 
 
 def test_a_stopped_one_is_not(busy: subprocess.Popen[bytes]) -> None:
     busy.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, busy.pid, os.WSTOPPED | os.WNOWAIT)
-    before = client._ran(busy.pid)
+    before = has_run(busy.pid)
     assert before is not None
-    assert not client._is_kept_waiting(busy.pid, before)
+    assert not is_kept_waiting(busy.pid, before, client.DEAF_S)
 
 
 def test_a_sleeping_one_is_not() -> None:
@@ -54,14 +55,14 @@ def test_a_sleeping_one_is_not() -> None:
         stat = Path(f"/proc/{process.pid}/stat")
         while stat.read_text().rpartition(")")[2].split()[0] != "S":
             pass
-        before = client._ran(process.pid)
+        before = has_run(process.pid)
         assert before is not None
-        assert not client._is_kept_waiting(process.pid, before)
+        assert not is_kept_waiting(process.pid, before, client.DEAF_S)
         process.kill()
 
 
 def test_one_that_is_gone_tells_nothing() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
-    assert client._ran(process.pid) is None
-    assert client._is_kept_waiting(process.pid, 0)
+    assert has_run(process.pid) is None
+    assert is_kept_waiting(process.pid, 0, client.DEAF_S)

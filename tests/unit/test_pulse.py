@@ -12,9 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from cloche.base.cputime import CpuTime
 from cloche.heart import pulse
 from cloche.heart.pulse import Pulse, SilentError
-from cloche.host.cputime import CpuTime
+from cloche.vmm.death import death
 from cloche.wire import frames
 
 from .guest import Guest, new_guest
@@ -134,8 +135,8 @@ def test_a_panic_on_the_console_is_looked_into_and_ends_the_vm(guest: Guest) -> 
     watched(guest)
     guest.console.sendall(b"Kernel panic - not syncing: sysrq\r\n")
     guest.until(guest.vm.exited)
-    assert "the guest's kernel panicked and did not restart" in str(guest.vm.death())
-    assert "Kernel panic - not syncing: sysrq" in str(guest.vm.death())
+    assert "the guest's kernel panicked and did not restart" in str(death(guest.vm))
+    assert "Kernel panic - not syncing: sysrq" in str(death(guest.vm))
 
 
 def test_talk_of_a_panic_harms_nobody(guest: Guest) -> None:

@@ -13,9 +13,10 @@ from time import monotonic
 
 import pytest
 
+from cloche.base.cputime import OwnTime
 from cloche.base.errors import BootError, ClocheError
 from cloche.vmm.shape import Shape
-from cloche.vmm.trial import OwnTime, try_in_order
+from cloche.vmm.trial import try_in_order
 from cloche.vmm.variant import Variants
 
 BUSY = ["sh", "-c", "while :; do :; done"]

@@ -297,6 +297,28 @@ def test_a_pod_in_a_silent_guest(running: Container, new_bundle: Callable[[], Bu
 # ---- the supervisor, stopped or frozen
 
 
+def test_an_exec_leaves_nothing_open_in_a_stopped_supervisor(running: Container) -> None:
+    """A descriptor in its queue would be open for as long as it is stopped: no end for readers."""
+    cloche = running.runtime
+    os.kill(running.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, running.pid, os.WSTOPPED | os.WNOWAIT)
+    try:
+        with subprocess.Popen(
+            [*cloche.argv, "exec", running.id, "true"],
+            env=cloche.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.read() == b""  # that is, it ends
+        assert process.returncode != 0
+        message = cloche.messages("error")[-1]
+        assert f"exec: its supervisor (process {running.pid}) does not answer" in message
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    cloche("exec", running.id, "true")
+
+
 @pytest.mark.parametrize("how", ["kill", "delete"])
 def test_a_supervisor_that_is_stopped(running: Container, how: str) -> None:
     cloche = running.runtime

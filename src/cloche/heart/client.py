@@ -24,13 +24,26 @@ def supervisor_of(root: str, container_id: str) -> int:
     try:
         with short_path(os.path.join(root, container_id, "control.sock")) as path:
             connection.connect(path)
-        # struct ucred: pid, uid and gid of whoever called listen(2) (unix(7), SO_PEERCRED)
-        credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
-        return int.from_bytes(credentials[:4], "little")
+        return peer_of(connection)
     except OSError:
         return 0
     finally:
         connection.close()
+
+
+def peer_of(connection: _socket.socket) -> int:
+    """The process that called listen(2): struct ucred begins with it (unix(7), SO_PEERCRED)."""
+    credentials = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+    return int.from_bytes(credentials[:4], "little")
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal, or a tracer, has stopped process *pid*."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
+            return (file.read(256) or b"").rpartition(b") ")[2][:1] in (b"T", b"t")
+    except OSError:
+        return False
 
 
 class EndedError(ClocheError):
@@ -86,6 +99,9 @@ class Client:
             raise ConfigError(f"{op}: {len(line)} bytes are too much for a request: {MAX_LINE} fit")
         rights = []
         if fds:
+            # What is sent to one that is stopped stays open in its queue, even when we are gone.
+            if _is_stopped(peer_of(self._socket)):
+                raise self._deaf(op, self._state)
             packed = b"".join(fd.to_bytes(4, "little") for fd in fds)
             rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)]
         try:
@@ -143,29 +159,11 @@ def _is_there(state: State) -> bool:
 
     One that others keep from a processor, on a busy host or in an idle cgroup, is there.
     """
+    from cloche.base.cputime import has_run, is_kept_waiting
+
     pid = supervisor_of(state.root, state.id)
-    before = _ran(pid)
-    return _answers(state) or (before is not None and _is_kept_waiting(pid, before))
-
-
-def _ran(pid: int) -> int | None:
-    """The ns that process *pid* has had a processor; None where the kernel does not tell."""
-    try:
-        with open(f"/proc/{pid}/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _is_kept_waiting(pid: int, before: int) -> bool:
-    """Whether *pid* wants a processor, and had one for less than half of the last DEAF_S."""
-    now = _ran(pid)
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            wants = file.read().rpartition(")")[2].split()[0] == "R"
-    except (OSError, IndexError):
-        return True  # it has ended: the next read tells
-    return wants and now is not None and now - before < DEAF_S * 500_000_000
+    before = has_run(pid)
+    return _answers(state) or (before is not None and is_kept_waiting(pid, before, DEAF_S))
 
 
 def _answers(state: State) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 
+from cloche.base.cputime import CpuTime
 from cloche.base.loop import READ, Future
-from cloche.host.cputime import CpuTime
 from cloche.host.file_server import NAME, FileServer, FileServerError
 from cloche.vmm.files_slot import FilesSlot
 

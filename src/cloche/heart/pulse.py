@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from cloche.base.cputime import CpuTime
     from cloche.base.loop import Loop, Timer
     from cloche.heart.agent import Agent
     from cloche.heart.files import Files
-    from cloche.host.cputime import CpuTime
     from cloche.vmm.vm import Vm
 
 TICK_S = 1.0
@@ -219,7 +219,7 @@ class Pulse:
 
     def _cpu(self) -> CpuTime:
         if self._cpu_time is None:  # most guests answer before the first tick
-            from cloche.host.cputime import CpuTime
+            from cloche.base.cputime import CpuTime
 
             self._cpu_time = CpuTime()
         return self._cpu_time

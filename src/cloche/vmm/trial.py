@@ -7,13 +7,14 @@ silence, not of the clock but of QEMU's own: those in which it had a processor, 
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from cloche.base.cputime import OwnTime
 from cloche.base.errors import BootError
 from cloche.base.loop import Loop
+from cloche.vmm.boot import launch
 from cloche.vmm.vm import Vm
 
 if TYPE_CHECKING:
@@ -33,32 +34,6 @@ LAST_SILENCE_S = 60.0
 MOST_SILENCES = 8
 INTERVAL_S = 0.1
 TRIAL_MEMORY = 256
-
-
-class OwnTime:
-    """Seconds in which the process *pid* was not kept waiting for a processor by others."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._at = monotonic()
-        self._delays = self._read()
-
-    def passed(self) -> float:
-        """Since the last question. Of its threads the one that waited longest counts."""
-        at, delays = monotonic(), self._read()
-        waited = max((delays[tid] - self._delays.get(tid, 0) for tid in delays), default=0)
-        passed = max(0.0, at - self._at - waited / 1e9)
-        self._at, self._delays = at, delays
-        return passed
-
-    def _read(self) -> dict[str, int]:
-        """Thread → ns that it waited on a run queue (Documentation/scheduler/sched-stats.rst)."""
-        found = {}
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            for tid in os.listdir(f"/proc/{self._pid}/task"):
-                with open(f"/proc/{self._pid}/task/{tid}/schedstat", encoding="ascii") as file:
-                    found[tid] = int(file.read().split()[1])
-        return found
 
 
 class _Watch:
@@ -163,7 +138,7 @@ def boot_once(shape: Shape, boot: Boot, silence: float) -> None:
         vm = Vm(loop, directory)
         shape.memory, shape.cpus = TRIAL_MEMORY, 1
         try:
-            vm.launch(shape, share=directory, boot=boot())
+            launch(vm, shape, share=directory, boot=boot())
             wait_for_boot(vm, silence)
         finally:
             shape.memory, shape.cpus = memory, cpus

@@ -7,6 +7,7 @@ Documentation/scheduler/sched-stats.rst: ns on a processor, ns of waiting for on
 from __future__ import annotations
 
 import os
+from time import monotonic
 
 # Of a thread's state: stopped by a signal, or by a tracer.
 _STOPPED = "Tt"
@@ -33,7 +34,7 @@ class CpuTime:
         self._pid, self._before = pid, {}
         self.used = waited = 0.0
         states, is_kept = "", not before
-        for thread, state, on, waiting in _threads(pid):
+        for thread, state, on, waiting in threads(pid):
             states += state
             self._before[thread] = on, waiting
             if thread not in before:
@@ -48,7 +49,7 @@ class CpuTime:
         return elapsed if is_kept else min(waited, elapsed)
 
 
-def _threads(pid: int) -> list[tuple[str, str, int, int]]:
+def threads(pid: int) -> list[tuple[str, str, int, int]]:
     """Number, state, ns on a processor and ns of waiting for one, of each thread; gone: none."""
     found = []
     folder = f"/proc/{pid}/task"
@@ -60,6 +61,43 @@ def _threads(pid: int) -> list[tuple[str, str, int, int]]:
     except OSError:  # a thread, or the process, has ended meanwhile
         pass
     return found
+
+
+def has_run(pid: int) -> int | None:
+    """The ns that the first thread of *pid* has had a processor; None where that is not told."""
+    return next((on for thread, _, on, _ in threads(pid) if int(thread) == pid and on), None)
+
+
+def is_kept_waiting(pid: int, before: int, seconds: float) -> bool:
+    """Whether *pid* wants a processor, and had one for less than half of the last *seconds*.
+
+    *before* is what has_run told then. One that has ended is waited for no longer: True.
+    """
+    for thread, state, on, _ in threads(pid):
+        if int(thread) == pid:
+            return state == "R" and on - before < seconds * 500_000_000
+    return True
+
+
+class OwnTime:
+    """Seconds in which the process *pid* was not kept waiting for a processor by others."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._at = monotonic()
+        self._delays = self._read()
+
+    def passed(self) -> float:
+        """Since the last question. Of its threads the one that waited longest counts."""
+        at, delays = monotonic(), self._read()
+        waited = max((delays[tid] - self._delays.get(tid, 0) for tid in delays), default=0)
+        passed = max(0.0, at - self._at - waited / 1e9)
+        self._at, self._delays = at, delays
+        return passed
+
+    def _read(self) -> dict[str, int]:
+        """Thread → ns that it waited on a run queue."""
+        return {thread: waiting for thread, _, _, waiting in threads(self._pid)}
 
 
 def _times(path: str) -> tuple[int, int]:
