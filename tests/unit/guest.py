@@ -27,12 +27,12 @@ class Guest:
         self.vm = Vm(self.loop, str(folder))
         self.events: list[Event] = []
         self.agent = Agent(self.vm, self.events.append)
-        ends = self.vm._connect()
+        ends = self.vm.connect()
         self.port, self.monitor, self.console = (
             socket.socket(fileno=os.dup(end.fileno())) for end in ends
         )
         self.vm.pid = os.posix_spawn("/bin/sleep", ["sleep", "1000"], os.environ)
-        self.vm._watch(ends)
+        self.vm.watch(ends)
         self.vm.running.set()
 
     def say(self, kind: int, message: object, stream: int = 0) -> None:

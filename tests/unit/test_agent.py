@@ -13,6 +13,7 @@ from cloche.base.errors import GuestError
 from cloche.base.loop import Future
 from cloche.heart.agent import BACKLOG_LIMIT, MOST_PENDING, REQUEST_LIMIT
 from cloche.heart.streams import READ_SIZE
+from cloche.vmm.death import death
 from cloche.wire import frames
 from cloche.wire.frames import WINDOW
 
@@ -57,7 +58,7 @@ def refused(guest: Guest, told: str) -> None:
     assert isinstance(guest.agent.broken, GuestError)
     assert told in str(guest.agent.broken)
     assert "internal error" not in str(guest.agent.broken)
-    assert guest.vm.death() is guest.agent.broken
+    assert death(guest.vm) is guest.agent.broken
 
 
 @pytest.mark.parametrize("op", VALUES)
@@ -129,7 +130,7 @@ def test_an_event_that_is_unknown(guest: Guest) -> None:
 def test_a_monitor_that_says_what_is_no_message(guest: Guest, line: bytes) -> None:
     guest.monitor.sendall(line + b"\n")
     guest.until(guest.vm.exited)
-    assert "QEMU: its monitor sent what is no message: " in str(guest.vm.death())
+    assert "QEMU: its monitor sent what is no message: " in str(death(guest.vm))
 
 
 def test_a_monitor_whose_line_has_no_end(guest: Guest) -> None:

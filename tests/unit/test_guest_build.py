@@ -5,22 +5,31 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cloche.base.errors import ClocheError, NotFoundError
+from cloche.base.errors import ClocheError, DamagedError, NotFoundError
 from cloche.guest.agent_binary import agent_candidates, find_agent, require_agent
 from cloche.guest.build import (
     build_guest,
+    check_whole,
     guest_is_stale,
     refresh_guest,
     remove_unused,
     wanted_guests,
 )
-from cloche.guest.guest import Guest, changed_source, current_guest, guest_for, is_current
+from cloche.guest.guest import (
+    Guest,
+    changed_source,
+    current_guest,
+    guest_for,
+    is_current,
+    load_guest,
+)
 from cloche.guest.kernel import Kernel, load_kernel
 from cloche.guest.tools import explained_os_errors, new_directory
 
@@ -97,6 +106,19 @@ def test_a_guest_that_lost_a_file_is_none_and_is_made_again(
 def test_a_cut_off_initramfs_is_noticed(data: Path, guest: Guest) -> None:
     os.truncate(guest.initramfs, 100)
     assert current_guest(data) is None
+
+
+@pytest.mark.parametrize("name", ["vmlinux", "initramfs"])
+def test_a_flipped_bit_is_noticed_before_others_start_from_it(guest: Guest, name: str) -> None:
+    check_whole(guest)
+    path = Path(guest.directory, name)
+    data = bytearray(path.read_bytes())
+    path.unlink()  # the kernel's own file may be the same one
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert load_guest(guest.directory) is not None  # a start looks at sizes only
+    with pytest.raises(DamagedError, match=f"{re.escape(guest.directory)}: damaged"):
+        check_whole(guest)
 
 
 def test_a_guest_of_another_recipe_is_none(data: Path, guest: Guest) -> None:

@@ -15,7 +15,15 @@ import pytest
 
 from cloche.vmm import frozen
 from cloche.vmm.argv import NIC_SLOTS, variants
-from cloche.vmm.frozen import RETRY_S, Frozen, frozen_folder, identity, load_frozen, print_of
+from cloche.vmm.frozen import (
+    RETRY_S,
+    RETRY_SOON_S,
+    Frozen,
+    frozen_folder,
+    identity,
+    load_frozen,
+    print_of,
+)
 from cloche.vmm.launch import file_limit
 from cloche.vmm.shape import Shape
 
@@ -156,6 +164,13 @@ def test_a_problem_that_was_noted_is_told(saved: Path) -> None:
     assert find(saved) == (None, "ptrace of 7: not permitted")
     # It may have been a passing one.
     write(saved, time=time.time() - RETRY_S - 1)
+    assert find(saved) == (None, "")
+
+
+def test_a_passing_problem_is_forgotten_sooner(saved: Path) -> None:
+    write(saved, problem="disk full", retry=RETRY_SOON_S, time=time.time() - RETRY_SOON_S + 60)
+    assert find(saved) == (None, "disk full")
+    write(saved, time=time.time() - RETRY_SOON_S - 1)
     assert find(saved) == (None, "")
 
 

@@ -115,6 +115,20 @@ def limited(bundle: Bundle, memory: int = SMALL) -> Bundle:
     return bundle
 
 
+def made_by_a_start(program: Path, root: Path, folder: Path) -> tuple[FrozenQemu, str]:
+    """The template and the frozen QEMU that a first start of a *program* makes, and its warnings.
+
+    They lie in *folder*; *root* is of the container.
+    """
+    frozen = FrozenQemu(own_data_root(folder / "data"))
+    runtime = Runtime(program, folder / "cloche", {"CLOCHE_DATA_ROOT": str(frozen.root)})
+    bundle = limited(Bundle(folder / "bundle", root))
+    assert runtime.run(bundle.sh("echo made")).output == "made"
+    told = warnings(runtime)
+    runtime.clean_up()
+    return frozen, told
+
+
 def qemu(container: Container) -> int:
     """The pid of its QEMU."""
     return host.qemu_of(container.runtime.root, container.id)

@@ -241,7 +241,8 @@ def _launch_and_end(log: str) -> None:
         ask(option, value)
 
     syscalls.prctl = too_late
-    launch_qemu(ORPHAN, [], log, huge_pages=False)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    launch_qemu(ORPHAN, [], file, huge_pages=False)
     os.read(heard, 3)
 
 

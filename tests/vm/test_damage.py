@@ -16,7 +16,7 @@ from engine.dockerd import wait_until
 
 from . import host
 from .bundles import Bundle
-from .frozen import FrozenQemu, is_thawed, limited, own_data_root, qemu, warnings
+from .frozen import FrozenQemu, is_thawed, limited, made_by_a_start, qemu, warnings
 from .runtime import Runtime
 
 SIZE = "1 vCPU and 256 MiB"
@@ -34,13 +34,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def made(program: Path, busybox_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FrozenQemu:
     """A template and a frozen QEMU that the tests of this module share."""
-    folder = tmp_path_factory.mktemp("damage")
-    frozen = FrozenQemu(own_data_root(folder / "data"))
-    runtime = Runtime(program, folder / "cloche", {"CLOCHE_DATA_ROOT": str(frozen.root)})
-    bundle = limited(Bundle(folder / "bundle", busybox_root))
-    assert runtime.run(bundle.sh("echo made")).output == "made"
-    runtime.clean_up()
-    return frozen
+    return made_by_a_start(program, busybox_root, tmp_path_factory.mktemp("damage"))[0]
 
 
 @pytest.fixture

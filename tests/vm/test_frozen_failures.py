@@ -19,7 +19,7 @@ from cloche.heart.frozen_maker import SHARES, make_frozen, work_prefix
 from cloche.heart.machine import boot_of, choose_shape, find_variants
 from cloche.model.config import load_settings
 from cloche.vmm import preload
-from cloche.vmm.frozen import load_frozen
+from cloche.vmm.frozen import RETRY_SOON_S, load_frozen
 from cloche.vmm.script import PAGE, RETURN, SPAWN
 from cloche.vmm.template import template_image
 from cloche.vmm.template_maker import make_template
@@ -33,6 +33,7 @@ from .frozen import (
     FrozenQemu,
     is_thawed,
     limited,
+    made_by_a_start,
     open_files,
     own_data_root,
     qemu,
@@ -50,15 +51,9 @@ SIZE = "1 vCPU and 256 MiB"
 @pytest.fixture(scope="module")
 def made(program: Path, busybox_root: Path, tmp_path_factory: pytest.TempPathFactory) -> FrozenQemu:
     """A frozen QEMU that the tests of this module share; each gets it whole."""
-    folder = tmp_path_factory.mktemp("frozen")
-    frozen = FrozenQemu(own_data_root(folder / "data"))
-    runtime = Runtime(program, folder / "cloche", {"CLOCHE_DATA_ROOT": str(frozen.root)})
-    bundle = limited(Bundle(folder / "bundle", busybox_root))
-    assert runtime.run(bundle.sh("echo made")).output == "made"
-    told = warnings(runtime)
+    frozen, told = made_by_a_start(program, busybox_root, tmp_path_factory.mktemp("frozen"))
     assert f"VM: no template of {SIZE}: booted and saved one" in told
     assert f"VM: no frozen QEMU of {SIZE}: made one" in told
-    runtime.clean_up()
     frozen.keep()
     return frozen
 
@@ -441,7 +436,7 @@ def test_no_space_for_one_means_a_start_from_the_template(
 
 
 def test_a_disk_that_fills_up_meanwhile(cloche: Runtime, full_disk: Path, small: Bundle) -> None:
-    """There is enough room at first. It is said and noted, and not tried again for an hour."""
+    """There is enough room at first. It is said and noted, and not tried again for 5 minutes."""
     has = sum(1 for _ in full_disk.rglob("*")) + 1  # itself
     # Room for the lock, its folder and its memory; the manifest takes the memory's place.
     options = f"remount,size=1g,nr_inodes={has + 3}"
@@ -456,5 +451,7 @@ def test_a_disk_that_fills_up_meanwhile(cloche: Runtime, full_disk: Path, small:
         cloche.log.unlink(missing_ok=True)
         container.end()
     (manifest,) = full_disk.glob("*/frozen/manifest.json")
-    assert "No space left on device" in json.loads(manifest.read_text())["problem"]
+    noted = json.loads(manifest.read_text())
+    assert "No space left on device" in noted["problem"]
+    assert noted["retry"] == RETRY_SOON_S
     assert [path.name for path in manifest.parent.iterdir()] == [manifest.name]

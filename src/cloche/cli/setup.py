@@ -103,6 +103,7 @@ def make_template(settings: Settings, guest: Guest, report: Report) -> list[Row]
     """Save the template of the default shape, and its frozen QEMU, unless they are there."""
     if not settings.template:
         return [Row("template", "none", "switched off in the configuration: every VM boots cold")]
+    build.check_whole(guest)
     report.step("Looking for a template of the default shape")
     variants = find_variants(settings)
     rows: list[Row] = []
@@ -201,6 +202,8 @@ def stale_reasons(settings: Settings) -> list[str]:
     stale = build.guest_is_stale(guest, agent, configured_kernel(settings))
     if stale is not None:
         reasons.append(f"guest: {stale}")
+    elif guest is not None and (damaged := _damage(guest)):
+        reasons.append(damaged)
     elif guest is not None and settings.template and not reasons:
         shapes = default_shapes(find_variants(settings), guest)
         faults = [why for shape in shapes for why in image_faults(settings, shape)]
@@ -221,6 +224,14 @@ def image_faults(settings: Settings, shape: Shape) -> Iterator[str]:
             yield f"frozen QEMU: {frozen.image.path(damaged)} is damaged"
         elif frozen is None and not problem:  # what this host cannot do no setup brings about
             yield "frozen QEMU: none for this QEMU, its libraries, CPU and kernel"
+
+
+def _damage(guest: Guest) -> str:
+    try:
+        build.check_whole(guest)
+    except ClocheError as error:
+        return str(error)
+    return ""
 
 
 def qemu_version(settings: Settings) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from cloche.base.errors import ClocheError
+from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import write_atomically
 from cloche.guest.compile import newer_source
 from cloche.guest.guest import (
@@ -119,6 +119,15 @@ def refresh_guest(data_root: Path, guest: Guest, agent: str) -> Guest:
         if kernel is None or (configured is not None and changed_source(guest, None)):
             kernel = find_kernel(data_root, configured)
         return build_guest(data_root, kernel, agent)
+
+
+def check_whole(guest: Guest) -> None:
+    """DamagedError where kernel or initramfs are not what was built. Takes about 0.1 s."""
+    if _guest_key(Path(guest.vmlinux), Path(guest.initramfs).read_bytes()) != guest.key:
+        raise DamagedError(
+            f"guest: {guest.directory}: damaged: its checksum is not the maker's",
+            hint=f"remove it and {guest.manifest['kernel_directory']}, and run `cloche setup`",
+        )
 
 
 def _guest_key(vmlinux: Path, initramfs: bytes) -> str:

@@ -26,6 +26,7 @@ from cloche.vmm.frozen import (
     FOLDER,
     MEMORY,
     PROCESS,
+    RETRY_SOON_S,
     Frozen,
     find_thaw,
     frozen_folder,
@@ -58,6 +59,8 @@ TRIAL_TIMEOUT_S = 30.0
 # A tmpfs, as every sandbox's share is one: QEMU's 9p server looks once, and where files have
 # generations (ext4) opens each file for its own, at every question.
 SHARES = "/dev/shm"
+# What may be better soon: want of space, memory, descriptors.
+PASSING = {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE}
 
 
 def make_frozen(
@@ -117,6 +120,8 @@ def _make(
             if os.path.exists(path := os.path.join(made, name)):
                 os.unlink(path)
         facts["problem"] = str(error)
+        if getattr(error, "errno", 0) in PASSING:
+            facts["retry"] = RETRY_SOON_S
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     write_atomically(os.path.join(made, MANIFEST), json.dumps(facts).encode())

@@ -271,7 +271,10 @@ def _launch(
     ]
     user_network = not taps and request.has_user_network()
     boot = None if template else choice.boot()
-    machine.vm.launch(
+    from cloche.vmm.boot import launch
+
+    launch(
+        machine.vm,
         shape,
         share=share.directory,
         taps=taps or [tap.fd for tap in idle],
@@ -376,8 +379,10 @@ def _find_template(request: Request, choice: Choice, warnings: list[str]) -> Tem
     if why := lacking(request.raised, MAKE):
         warnings.append(f"VM: cold boot: no template is made: {why}")
         return None
+    from cloche.guest.build import check_whole
     from cloche.heart.templates import make_template
 
+    check_whole(choice.guest)  # else each clone has the damage
     try:
         was_known = choice.variants.is_known
         made = make_template(settings, choice.variants, shape, choice.boot)

@@ -22,6 +22,7 @@ from cloche.model.plan import Layout, compile_container, compile_process
 from cloche.model.spec import default_spec
 from cloche.vmm import files_slot
 from cloche.vmm.argv import EMPTY_SLOT_SIZE
+from cloche.vmm.boot import launch
 from cloche.vmm.freezer import freeze
 from cloche.vmm.frozen import find_thaw
 from cloche.vmm.regions import Process
@@ -94,7 +95,8 @@ class Rehearsal:
         self._cards = len(taps)
         self._kind = shape.files
         self._files = serve_files(self._vm, self._directory, self._share) if self._serves else ()
-        self._vm.launch(
+        launch(
+            self._vm,
             shape,
             share=self._share,
             taps=taps,

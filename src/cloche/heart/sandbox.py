@@ -14,7 +14,7 @@ from cloche.heart.agent import Agent
 from cloche.heart.greeting import agent_mount, renewal
 from cloche.heart.parent import Parent
 from cloche.heart.pulse import FilesError, Pulse, SilentError
-from cloche.host.ipv6 import ON, switch
+from cloche.host.ipv6 import own_loopback
 from cloche.host.share import GUEST_SHARE
 from cloche.model.state import CREATED, RUNNING, STOPPED
 from cloche.wire.messages import AgentError
@@ -245,9 +245,9 @@ class Sandbox:
         """The `network` request for what the namespace holds; None for a plain loopback only."""
         if self.request.has_own_empty_network():
             # Looked at again at `start`, should somebody fill it until then.
-            return self._loopback()
+            return own_loopback()
         if not self.taps and not self.request.has_user_network():
-            return self._loopback()
+            return own_loopback()
         from cloche.heart.network import GuestNetwork
 
         self.network = GuestNetwork(self.loop, self.agent)
@@ -256,14 +256,6 @@ class Sandbox:
                 self.warnings.append(NOT_THE_HOSTS)
             return self.network.user_mode(container.resolv_conf())
         return self.network.adopt(self.taps, container.resolv_conf(), self.warnings)
-
-    @staticmethod
-    def _loopback() -> dict[str, Any] | None:
-        if switch("lo") == ON:
-            return None
-        from cloche.host.network import loopback_only
-
-        return loopback_only()
 
     async def adopt_late(self, container: Container) -> None:
         """Before the program runs: what was put into an empty namespace after `create`."""
@@ -320,7 +312,9 @@ class Sandbox:
     def _vm_ended(self) -> None:
         for container in list(self.containers.values()):
             if not container.init.exited.done:
-                container.vm_ended(str(self.vm.death()))
+                from cloche.vmm.death import death
+
+                container.vm_ended(str(death(self.vm)))
                 # Whoever does not read what is left of its output holds nobody up.
                 self.loop.call_later(DRAIN_TIMEOUT_S, container.init.give_up)
 

@@ -10,6 +10,7 @@ ON, OFF = "0", "1"  # of disable_ipv6
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
 CONF = "/proc/sys/net/ipv6/conf"
 
@@ -24,6 +25,15 @@ def switch(name: str) -> str:
             return ON if file.read(1) == b"0" else OFF
     except OSError:
         return OFF
+
+
+def own_loopback() -> dict[str, Any] | None:
+    """The `network` request for a loopback only; None where it is as in every guest."""
+    if switch("lo") == ON:
+        return None
+    from cloche.host.network import loopback_only
+
+    return loopback_only()
 
 
 def namespace_sysctls() -> list[list[str]]:

@@ -36,6 +36,8 @@ FOLDER, MEMORY, PROCESS = "frozen", "memory", "process"
 FROZEN_ACCEL = "tcg"
 # How long nobody tries again where none could be made, in seconds.
 RETRY_S = 3600
+# The same where it failed for what passes: a full disk, say.
+RETRY_SOON_S = 300
 # Raised when what is in an image, or what a thaw hands over, changes.
 FORMAT = "4"
 
@@ -75,6 +77,25 @@ class Frozen:
         finally:
             os.close(folder)
         return fds
+
+    def descriptors(
+        self, share: str, taps: Sequence[int], image: str, files: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """What cloche-thaw finds behind the channels, the process last; those to be closed here."""
+        ours: list[int] = []
+        try:
+            if not files:
+                ours.append(os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            # Past the image's end QEMU reads zeros.
+            ours.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+            memory, process = self.open()
+            ours += [memory, process]
+            slots, idle = self.network(taps)
+        except OSError:
+            for fd in ours:
+                os.close(fd)
+            raise
+        return [*files, *ours[:-1], *slots, process], [*ours, *idle]
 
     def give_up(self) -> None:
         """It does not thaw: the next start makes another one."""
@@ -153,7 +174,7 @@ def print_of(path: str) -> list[Any]:
 def load_frozen(root: str, shape: Shape) -> tuple[Frozen | None, str]:
     """The frozen QEMU of *shape* below *root*, or None where there is none that fits and is whole.
 
-    Then also why none could be made on this host, if that was tried within the last hour.
+    Then also why none could be made on this host, if that was tried a short time ago.
     """
     folder = frozen_folder(root, shape)
     program = find_thaw()
@@ -165,7 +186,7 @@ def load_frozen(root: str, shape: Shape) -> tuple[Frozen | None, str]:
             return None, ""
         if manifest["problem"]:
             # It may have been a passing one.
-            is_old = time() - manifest["time"] > RETRY_S
+            is_old = time() - manifest["time"] > manifest.get("retry", RETRY_S)
             return None, "" if is_old else str(manifest["problem"])
         # QEMU's 9p server keeps as many files open as it was allowed when it was started. Whoever
         # may have more makes one for all; whoever may have less leaves it alone.

@@ -40,7 +40,7 @@ def file_limit() -> int:
 def launch_qemu(
     argv: list[str],
     fds: Sequence[int],
-    log: str,
+    log: int,
     *,
     huge_pages: bool,
     program: str = "",
@@ -53,7 +53,7 @@ def launch_qemu(
     each start before.
 
     *fds* become descriptors 3, 4, … of QEMU, in this order; it has no others but /dev/null as
-    input and the file *log* as output. It runs as pid 1 of its own pid namespace, in its own
+    input and the descriptor *log* as output. It runs as pid 1 of its own pid namespace, in its own
     mount, ipc and uts namespaces, can gain no privileges, and dies with its parent. Without
     *huge_pages* it gets none whatever it asks for. *restrict* is called in the new process when it
     can gain no privileges any more; should that fail, QEMU is not started. In a *jail* it has no
@@ -74,16 +74,15 @@ def launch_qemu(
         if restrict is not None:
             restrict()
 
-    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         syscalls.unshare(syscalls.CLONE_NEWPID)
         pid = os.fork()
         if pid == 0:
-            _become_qemu(argv, fds, log_fd, parent_fd, program, shut, jail)
+            _become_qemu(argv, fds, log, parent_fd, program, shut, jail)
         # Children to come belong to our own pid namespace again.
         syscalls.setns(own_pid_ns, syscalls.CLONE_NEWPID)
     finally:
-        for fd in (own_pid_ns, log_fd, parent_fd):
+        for fd in (own_pid_ns, parent_fd):
             os.close(fd)
     if os.getpid() != parent:
         raise AssertionError("the child of launch_qemu returned")

@@ -11,14 +11,16 @@ import socket
 import tempfile
 import zlib
 
+from cloche.base.cputime import OwnTime
 from cloche.base.errors import ClocheError, DamagedError
 from cloche.base.files import read_text, write_atomically
 from cloche.base.loop import READ, Future, Loop, Timer, read_some
+from cloche.vmm.boot import launch
 from cloche.vmm.files_slot import FilesSlot
 from cloche.vmm.integrity import MANIFEST
 from cloche.vmm.shape import MIB, Shape, is_identity_of
 from cloche.vmm.template import Template, load_template, template_image
-from cloche.vmm.trial import INTERVAL_S, OwnTime, try_in_order, wait_for_boot
+from cloche.vmm.trial import INTERVAL_S, try_in_order, wait_for_boot
 from cloche.vmm.vm import Vm
 
 TYPE_CHECKING = False
@@ -178,7 +180,7 @@ def _boot_and_save(
     slot = FilesSlot() if shape.files == "fuse" else None  # nobody serves it
     files = slot.fds if slot else ()
     try:
-        vm.launch(shape, share=share, taps=taps, boot=boot, memory_file=memory, files=files)
+        launch(vm, shape, share=share, taps=taps, boot=boot, memory_file=memory, files=files)
         wait_for_boot(vm, silence)
         report("saving the VM")
         state = save(loop, vm, os.path.join(directory, "save.sock"))
@@ -190,7 +192,7 @@ def _boot_and_save(
         if slot:
             slot.close()
     os.rmdir(share)
-    os.unlink(vm.log)
+    os.unlink(os.path.join(directory, "qemu.log"))
     write_atomically(os.path.join(directory, "device"), state)
     image = template_image(directory)
     manifest = {

@@ -5,18 +5,14 @@ from __future__ import annotations
 import _socket  # socket proper imports selectors and enum, 5 ms
 import os
 
-from cloche.base.errors import BootError, ClocheError, GuestError, LaunchError
-from cloche.base.files import read_text
+from cloche.base.errors import BootError, ClocheError, GuestError
 from cloche.base.loop import READ, WRITE, Future, Loop, read_some
 from cloche.base.quick import suppress
-from cloche.vmm.argv import Machine, passed_name, qemu_argv
 from cloche.vmm.launch import (
     FIRST_FD,
     NOT_SHUT_OFF,
     NOT_STARTED,
-    host_never_overcommits,
     launch_qemu,
-    pipe_with,
 )
 from cloche.wire import qmp
 
@@ -25,12 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
-    from cloche.vmm.argv import RootImage
-    from cloche.vmm.console import Console
+    from cloche.vmm.console import Console, QemuLog
     from cloche.vmm.frozen import Frozen
     from cloche.vmm.jail import Jail
     from cloche.vmm.loopback import HostLoopback
-    from cloche.vmm.shape import Shape
 
 # By a user, or by a kernel without memory: SIGINT, SIGKILL, SIGTERM.
 _KILLED = (-2, -9, -15)
@@ -48,7 +42,9 @@ class Vm:
 
     def __init__(self, loop: Loop, directory: str) -> None:
         self.loop = loop
-        self.log = os.path.join(directory, "qemu.log")
+        self._directory = directory
+        # What QEMU itself says; None until it is started.
+        self.log: QemuLog | None = None
         self.pid = 0
         self.argv: list[str] = []
         # Decides on the connections of QEMU's user-mode network; None: all may be made.
@@ -77,89 +73,8 @@ class Vm:
         self._otherwise: Callable[[], None] | None = None
         self._gave_up = ""
         self._agent: _socket.socket
-        self._monitor: _socket.socket
+        self.monitor: _socket.socket
         self._console: _socket.socket
-
-    def launch(
-        self,
-        shape: Shape,
-        *,
-        share: str,
-        taps: Sequence[int] = (),
-        user_network: bool = False,
-        images: Sequence[str] = (),
-        disks: Sequence[tuple[int, bool]] = (),
-        root_image: RootImage | None = None,
-        parameters: Sequence[str] = (),
-        boot: tuple[str, str, str] | None = None,
-        memory_file: str = "",
-        state: bytes | None = None,
-        keep_writes: bool = False,
-        files: Sequence[int] = (),
-        jail: Jail | None = None,
-    ) -> None:
-        """Start QEMU: a boot of *boot* (kernel, initramfs, cmdline), or a restore of *state*.
-
-        With *keep_writes* what the guest writes goes to the *memory_file*, as of a boot.
-        *disks* are open block devices of the host, and whether each is only read. *files* are
-        the descriptors of a FilesSlot, in place of a *share* that QEMU itself serves. In a *jail*
-        QEMU has images and memory as descriptors, the memory to be read only.
-        """
-        ends = self._connect()
-        kernel, initramfs, cmdline = boot or ("", "", "")
-        if state is None:
-            self.step = "booting the guest kernel"
-            self.is_booting = True
-            incoming = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            self._monitor.sendall(qmp.CAPABILITIES)
-        else:
-            self.step = "restoring the template"
-            incoming = pipe_with(state)
-            self._monitor.sendall(qmp.restore_commands(f"fd:{INCOMING_FD}"))
-        fds = [*(end.fileno() for end in ends), incoming]
-        tap_fds, disk_fds = _number(fds, taps), _number(fds, [fd for fd, _ in disks])
-        files_fd, bulk_fd = _number(fds, files) or (-1, -1)
-        ours: list[int] = []
-        passed: Sequence[int] = ()
-        if jail is not None:
-            ours = _open_all([*images, memory_file] if memory_file else images)
-            passed = _number(fds, ours)
-            memory_file = memory_file and f"{FD_FOLDER}/{passed[-1]}"
-            images = [passed_name(number) for number in passed[: len(images)]]
-        argv = self.argv = qemu_argv(
-            Machine(
-                qemu=shape.qemu,
-                variant=shape.variant,
-                accel=shape.accel,
-                cpus=shape.cpus,
-                memory=shape.memory,
-                agent_fd=AGENT_FD,
-                qmp_fd=QMP_FD,
-                console_fd=CONSOLE_FD,
-                kernel=kernel,
-                initramfs=initramfs,
-                cmdline=cmdline,
-                memory_file=memory_file,
-                memory_shared=state is None or keep_writes,
-                reserve=host_never_overcommits(),
-                incoming=state is not None,
-                share=share,
-                tap_fds=tap_fds,
-                user_network=user_network,
-                images=images,
-                disks=[(fd, read_only) for fd, (_, read_only) in zip(disk_fds, disks, strict=True)],
-                root_image=root_image,
-                parameters=parameters,
-                files_fd=files_fd,
-                bulk_fd=bulk_fd,
-                passed=passed[: len(images)],
-            )
-        )
-        # QEMU asks for huge pages for TCG's code, of which a small guest fills a few MiB only:
-        # 4 MiB less memory a VM, no difference in time. With KVM they are for the guest's memory.
-        self.pid = self._start(argv, fds, huge_pages=shape.accel == "kvm", jail=jail)
-        _close([incoming, *ours])
-        self._watch(ends)
 
     def thaw(
         self,
@@ -179,11 +94,11 @@ class Vm:
         stopped with its monitor greeted. *greeting* waits for the agent, who has been listening
         since before it was frozen (what is sent to a VM that is yet to be restored is lost).
         """
-        ends = self._connect()
+        ends = self.connect()
         self.step = "thawing QEMU"
         self._agent.sendall(greeting)
-        self._monitor.sendall(qmp.command("cont"))
-        fds, ours = self._thaw_descriptors(frozen, share, taps, image, files)
+        self.monitor.sendall(qmp.command("cont"))
+        fds, ours = frozen.descriptors(share, taps, image, files)
         held: list[int] = []
         try:
             held += [os.dup(tap) for tap in taps]
@@ -192,8 +107,8 @@ class Vm:
             argv = self.argv = [frozen.qemu, number, "-thawed", frozen.folder, "-share", share]
             fds = [*(end.fileno() for end in ends), *fds]
             program = frozen.program
-            self.pid = self._start(argv, fds, huge_pages=False, program=program, jail=jail)
-            self._watch(ends)
+            self.pid = self.start(argv, fds, huge_pages=False, program=program, jail=jail)
+            self.watch(ends)
         except OSError:
             self._undo_launch()
             _close(held)
@@ -209,7 +124,7 @@ class Vm:
         self.running.on_done(lambda _: timer.cancel())
         self.running.on_done(lambda _: _close(held))
 
-    def _start(
+    def start(
         self,
         argv: list[str],
         fds: Sequence[int],
@@ -218,12 +133,16 @@ class Vm:
         program: str = "",
         jail: Jail | None = None,
     ) -> int:
+        if self.log is None:
+            from cloche.vmm.console import QemuLog
+
+            self.log = QemuLog(os.path.join(self._directory, "qemu.log"))
         guard = self.guard
         restrict = guard.prepare() if guard is not None else None
         pid = launch_qemu(
             argv,
             fds,
-            self.log,
+            self.log.fd,
             huge_pages=huge_pages,
             program=program,
             restrict=restrict,
@@ -240,45 +159,26 @@ class Vm:
             os.waitpid(self.pid, 0)
         self.pid = 0
 
-    @staticmethod
-    def _thaw_descriptors(
-        frozen: Frozen, share: str, taps: Sequence[int], image: str, files: Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """What cloche-thaw finds behind the channels, the process last; those that are ours."""
-        ours: list[int] = []
-        try:
-            if not files:
-                ours.append(os.open(share, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            # Past the image's end QEMU reads zeros.
-            ours.append(os.open(image or os.devnull, os.O_RDONLY | os.O_CLOEXEC))
-            memory, process = frozen.open()
-            ours += [memory, process]
-            slots, idle = frozen.network(taps)
-        except OSError:
-            _close(ours)
-            raise
-        return [*files, *ours[:-1], *slots, process], [*ours, *idle]
-
     def _give_thaw_up(self, why: str) -> None:
         """End a QEMU that does not come back; what was to be done otherwise is done then."""
         if self.is_replaceable:
             self._gave_up = why
             os.kill(self.pid, 9)
 
-    def _connect(self) -> tuple[_socket.socket, ...]:
+    def connect(self) -> tuple[_socket.socket, ...]:
         """Make the channels; returns QEMU's ends, in the order of its descriptors."""
         self._agent, agent = _socket.socketpair()
-        self._monitor, monitor = _socket.socketpair()
+        self.monitor, monitor = _socket.socketpair()
         self._console, console = _socket.socketpair()
         return agent, monitor, console
 
-    def _watch(self, ends: tuple[_socket.socket, ...]) -> None:
+    def watch(self, ends: tuple[_socket.socket, ...]) -> None:
         for end in ends:
             end.close()
         self._pidfd = os.pidfd_open(self.pid)
         self.loop.watch(self._pidfd, READ, self._on_exit)
         for end, handler in (
-            (self._monitor, self._on_monitor),
+            (self.monitor, self._on_monitor),
             (self._console, self._on_console),
             (self._agent, self._on_agent),
         ):
@@ -331,13 +231,13 @@ class Vm:
         """Send one QMP command; the future holds what it returns."""
         future = Future()
         self._qmp_replies.append(future)
-        self._monitor.sendall(qmp.command(name, arguments))
+        self.monitor.sendall(qmp.command(name, arguments))
         return future
 
     def _on_monitor(self, _: int) -> None:
-        data = read_some(self._monitor.fileno())
+        data = read_some(self.monitor.fileno())
         if data == b"":
-            self.loop.unwatch(self._monitor.fileno())
+            self.loop.unwatch(self.monitor.fileno())
         try:
             for message in self._qmp.feed(data or b""):
                 self._on_message(message)
@@ -401,17 +301,21 @@ class Vm:
         self._on_console(READ)
         while data := read_some(self._agent.fileno()):
             self.on_agent(data)
-        for end in (self._monitor, self._console, self._agent):
+        for end in (self.monitor, self._console, self._agent):
             self.loop.unwatch(end.fileno())
             end.close()
         status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         otherwise = self._otherwise if status != NOT_SHUT_OFF else None
         if otherwise is not None and not self.running.done:
-            self._start_otherwise(otherwise, self._gave_up or _describe(status))
+            from cloche.vmm.death import described
+
+            self._start_otherwise(otherwise, self._gave_up or described(status))
             return
+        if self.killed_for is None and self.log is not None:
+            self.log.keep()
         for future in (self.running, self.ready, *self._qmp_replies):
             if not future.done:
-                future.fail(self._end(status))
+                future.fail(self.killed_for or self._end(status))
         self.exited.set(status)
 
     def _start_otherwise(self, otherwise: Callable[[], None], cause: str) -> None:
@@ -431,25 +335,15 @@ class Vm:
         self.on_relaunch(why)
 
     def _end(self, status: int) -> ClocheError:
-        """What an end of QEMU that nobody waited for means."""
-        if self.killed_for is not None:
-            return self.killed_for
-        if status not in (NOT_STARTED, NOT_SHUT_OFF):
-            failure = self.failure(f"QEMU ended with {_describe(status)}")
-            failure.blames_machine &= status != -9  # that was somebody's will
-            return failure
-        lines = (read_text(self.log) or "").strip().splitlines()
-        return LaunchError(f"VM: QEMU was not executed: {lines[-1] if lines else '(silent)'}")
+        from cloche.vmm.death import end
+
+        return end(self, status)
 
     def failure(self, cause: str) -> BootError:
         """An error that tells how far the VM came, and what console and QEMU said last."""
-        last, words = self.console.last_milestone, self.last_words()
-        failure = BootError(
-            f"VM: {self.step}: {cause}; last boot milestone: {last}; {words}",
-            hint="`cloche setup --check` tells whether kernel and template fit",
-        )
-        failure.blames_machine = self.is_booting and not self.console.has_milestone
-        return failure
+        from cloche.vmm.death import failure
+
+        return failure(self, cause)
 
     def has_crashed(self) -> bool:
         """Whether damage may have brought its end about: by itself, or for what its guest did."""
@@ -457,21 +351,9 @@ class Vm:
             return isinstance(self.killed_for, GuestError)
         return self.running.done and self.exited.value not in _KILLED
 
-    def death(self) -> ClocheError:
-        """Why a VM that was up has ended."""
-        if self.killed_for is not None:
-            return self.killed_for
-        status = int(self.exited.value)
-        if status == 0:
-            cause = "the guest's kernel crashed, restarted or switched itself off"
-        else:
-            cause = f"QEMU ended with {_describe(status)}"
-        hint = "did the host run out of memory? dmesg tells" if status == -9 else ""
-        return ClocheError(f"VM: {cause}; {self.last_words()}", hint=hint)
-
     def last_words(self) -> str:
         """What console and QEMU said last, on one line."""
-        return self.console.last_words(self.log)
+        return self.console.last_words(self.log.text if self.log else "")
 
 
 def _new_console() -> Console:
@@ -480,28 +362,6 @@ def _new_console() -> Console:
     return Console()
 
 
-def _number(fds: list[int], more: Sequence[int]) -> Sequence[int]:
-    """Add *more* to QEMU's descriptors; returns their numbers in its table."""
-    first = FIRST_FD + len(fds)
-    fds += more
-    return range(first, first + len(more))
-
-
-def _open_all(paths: Sequence[str]) -> list[int]:
-    """Open files for reading; OSError, with none of them left open."""
-    fds: list[int] = []
-    try:
-        fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
-    except OSError:
-        _close(fds)
-        raise
-    return fds
-
-
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
-
-
-def _describe(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -16,6 +16,7 @@ from cloche.base.loop import Loop
 from cloche.heart.agent import Agent
 from cloche.heart.machine import boot_of, choose_shape, find_guest, find_variants
 from cloche.model.config import load_settings
+from cloche.vmm.boot import launch
 from cloche.vmm.template_maker import make_template
 from cloche.vmm.vm import Vm
 
@@ -87,7 +88,8 @@ def test_two_vcpus(setup_output: str, tmp_path: Path) -> None:
     share.mkdir()
     loop = Loop()
     vm = Vm(loop, str(tmp_path))
-    vm.launch(
+    launch(
+        vm,
         shape,
         share=str(share),
         memory_file=template.memory_file,
