@@ -13,6 +13,7 @@ import pytest
 
 from cloche.base.errors import ConfigError
 from cloche.heart.launch import Glance
+from cloche.model.cgroup import LEAST_MEMORY
 from cloche.model.features import features
 from cloche.model.mounts import FLAGS, parse_options
 from cloche.model.oci import load_config, load_process
@@ -373,8 +374,14 @@ def test_limits(
     ("resources", "values"),
     [
         ({"memory": {"limit": -1}}, [["memory.max", "max"], ["memory.swap.max", "max"]]),
-        ({"memory": {"limit": 5, "swap": -1}}, [["memory.max", "5"], ["memory.swap.max", "max"]]),
-        ({"memory": {"limit": 5, "swap": 5}}, [["memory.max", "5"], ["memory.swap.max", "0"]]),
+        (
+            {"memory": {"limit": LEAST_MEMORY, "swap": -1}},
+            [["memory.max", str(LEAST_MEMORY)], ["memory.swap.max", "max"]],
+        ),
+        (
+            {"memory": {"limit": LEAST_MEMORY, "swap": LEAST_MEMORY}},
+            [["memory.max", str(LEAST_MEMORY)], ["memory.swap.max", "0"]],
+        ),
         ({"cpu": {"shares": 2}}, [["cpu.weight", "1"]]),
         ({"cpu": {"shares": 1024}}, [["cpu.weight", "39"]]),
         ({"cpu": {"shares": 1 << 40}}, [["cpu.weight", "10000"]]),
@@ -398,6 +405,15 @@ def test_cgroup_values(
     config = spec()
     config["linux"]["resources"] = resources
     assert compiled(config, tmp_path)[0]["cgroup_values"] == values
+
+
+@pytest.mark.parametrize("limit", [1, 4096, 102400, LEAST_MEMORY - 1])
+def test_no_container_starts_with_so_little_memory(tmp_path: Path, limit: int) -> None:
+    config = spec()
+    config["linux"]["resources"] = {"memory": {"limit": limit}}
+    what = rf"\$\.linux\.resources\.memory\.limit: unable to set memory limit to {limit} \("
+    with pytest.raises(ConfigError, match=what):
+        compiled(config, tmp_path)
 
 
 def test_sysctl_names(tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ FAILURES: list[tuple[str, dict[str, Any], str]] = [
     (
         "linux",
         {"resources": {"memory": {"limit": 1}}},
-        "$.linux.resources.memory.limit: container init was OOM-killed (memory limit too low?)",
+        "$.linux.resources.memory.limit: unable to set memory limit to 1 (a container needs ",
     ),
     (
         "linux",

@@ -140,6 +140,10 @@ def test_an_image_is_written_by_one_vm_only(cloche: Runtime, bundle: Bundle, fol
         ({"image": {"path": "/etc/passwd", "format": "iso"}}, "$.vm.image.format: expected raw"),
         ({"hwConfig": {"memory": 1 << 20}}, "$.vm.hwConfig.memory: expected 134217728 bytes"),
         ({"hwConfig": {"vcpus": 0}}, "$.vm.hwConfig.vcpus: expected 1 to 255, got 0"),
+        (
+            {"hwConfig": {"vcpus": 255}},
+            "$.vm.hwConfig.vcpus: 255 processors: this host has ",
+        ),
         ({"hwConfig": {"irqs": [3]}}, "$.vm.hwConfig.irqs: hardware cannot be passed"),
         ("qemu", "$.vm: expected object | null, got str"),
     ],

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cloche.heart.machine import Choice
     from cloche.model.config import Settings
 
+# However few processors the host has.
+MOST_IDLE_CPUS = 16
 MOST_CMDLINE = 2047  # COMMAND_LINE_SIZE of x86, less the NUL
 COLD = "VM: cold boot: $.vm names parameters, an initrd or an image: no part of a template"
 
@@ -44,13 +46,23 @@ def apply(choice: Choice, request: Request) -> None:
         if vm.kernel.initrd:
             choice.initramfs = _with_initrd(vm.kernel, choice.guest, request.directory)
     if vm.hardware is not None and vm.hardware.vcpus is not None:
-        choice.shape.cpus = vm.hardware.vcpus
+        choice.shape.cpus = _sensible(vm.hardware.vcpus)
     if vm.image is not None:
         path = _there("image.path", vm.image.path)
         choice.root_image = RootImage(path, vm.image.driver, request.glance.root_readonly)
     if choice.parameters or choice.words or choice.initramfs or choice.root_image:
         choice.cold = COLD
     _resize(choice, vm)
+
+
+def _sensible(vcpus: int) -> int:
+    """As many as were asked for; on a host of 2 processors 255 of them boot for minutes."""
+    processors = os.cpu_count() or 1
+    most = max(MOST_IDLE_CPUS, 4 * processors)
+    if vcpus > most:
+        has = f"this host has {processors}: at most {most} virtual ones"
+        refuse("$.vm.hwConfig.vcpus", f"{vcpus} processors: {has}")
+    return vcpus
 
 
 def _check_words(choice: Choice) -> None:

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from cloche.model.oci_linux import CPU, Memory, Resources
 
 RESOURCES = "$.linux.resources"
+# With less a guest pages its first program in and out for ever, and runc, whose own process that
+# is then, refuses: "unable to set memory limit to 102400 (current usage: 2338816, …)".
+LEAST_MEMORY = 2 << 20
 
 
 class Limits(Struct):
@@ -102,9 +105,16 @@ def _cpu(cpu: CPU) -> list[tuple[str, str]]:
     return values
 
 
+def _check_memory(memory: Memory, path: str) -> None:
+    if memory.limit and 0 < memory.limit < LEAST_MEMORY:
+        needs = f"a container needs {LEAST_MEMORY} to start"
+        refuse(f"{path}.memory.limit", f"unable to set memory limit to {memory.limit} ({needs})")
+
+
 def check_resources(resources: Resources, path: str = RESOURCES) -> None:
     """ConfigError for values that no cgroup takes; *path* is the JSON path of *resources*."""
     swap_max(resources.memory, path)
+    _check_memory(resources.memory, path)
     cpu = resources.cpu
     for name, text in (("cpus", cpu.cpus), ("mems", cpu.mems)):
         try:
