@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from bench.programs import MS, Program
-from bench.session import Answer
+from bench.session import Answer, NoContainer
 from bench.timing import BenchError
 
 
@@ -119,7 +119,8 @@ def _prepare(program: Program, door: Place, outcome: Outcome) -> bool:
     try:
         door.run(program.once, program.seconds)
     except BenchError as error:
-        outcome.fail(door.name, f"before its first run: {error}")
+        when = "" if isinstance(error, NoContainer) else "before its first run: "
+        outcome.fail(door.name, f"{when}{error}")
         return False
     return True
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 from bench.debian import IMAGE
 from bench.dockers import check_tools, docker_program
 from bench.runtimes import CLOCHE, RUNC, RUNSC, Runtime, environment, missing
-from bench.session import Answer, Session, TimeUp
+from bench.session import Answer, NoContainer, Session, TimeUp
 from bench.timing import BenchError, Command
 from engine.client import Docker
 from engine.dockerd import Dockerd, EngineError, dockerd
@@ -73,7 +73,7 @@ class Door(ABC):
 
     def _entered(self) -> Session:
         if self.broken:
-            raise BenchError(self.broken)
+            raise NoContainer(self.broken)
         if self._session is None:
             try:
                 self._session = Session(self.start(), environment())
@@ -83,7 +83,7 @@ class Door(ABC):
             except BenchError as error:
                 self.broken = f"no container: {error}"
                 self.close()
-                raise BenchError(self.broken) from None
+                raise NoContainer(self.broken) from None
         return self._session
 
     @abstractmethod

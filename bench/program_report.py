@@ -159,16 +159,15 @@ def _grouped(summary: Summary) -> str:
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """Who failed and why; a reason that several programs share in a door is told once."""
+    programs: dict[tuple[str, str], list[str]] = {}
+    for outcome in outcomes:
+        for door, reason in outcome.failed.items():
+            programs.setdefault((door, " ".join(reason.split())), []).append(outcome.name)
     lines = [
-        f"- {outcome.name}, {door}: {_one_line(reason)}"
-        for outcome in outcomes
-        for door, reason in outcome.failed.items()
+        f"- {door}: {'; '.join(names)}: {reason}\n" for (door, reason), names in programs.items()
     ]
-    return ["### Failed\n" + "\n".join(lines) + "\n"] if lines else []
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return ["### Failed\n" + "".join(lines)] if lines else []
 
 
 def _when(results: ProgramResults) -> str:

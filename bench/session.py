@@ -129,6 +129,10 @@ class Session:
         return _tail(said.decode(errors="replace"))
 
 
+class NoContainer(BenchError):
+    """There is no container to run anything in."""
+
+
 class TimeUp(BenchError):
     """A script was not done in time, and still runs."""
 

@@ -273,11 +273,19 @@ def test_the_report_has_ratios_numbers_targets_and_failures() -> None:
     assert "| 100 × fork and exec | – | 20.0 | – | 30.0 | – | 0.67 | – |" in text
     assert "| 100 × fork and exec: at most 1 × runsc's | 0.67 × | reached |" in text
     assert "| Python start: at most 2.5 × runsc's |  | not measured |" in text
-    assert "- Python start, runsc: exit status 1: no luck" in text
+    assert "- runsc: Python start: exit status 1: no luck" in text
     assert "| Python start | ms | 25.0 (20.0–30.0) |" in text
     for block in text.split("\n\n"):
         rows = [line for line in block.splitlines() if line.startswith("|")]
         assert len({row.count("|") for row in rows}) <= 1, block
+
+
+def test_a_reason_that_programs_share_is_told_once() -> None:
+    outcomes = [_outcome("one"), _outcome("two")]
+    for outcome in outcomes:
+        outcome.fail(RUNSC, "no container")
+    text = program_report.to_markdown(_results(*outcomes))
+    assert "- runsc: one; two: no container" in text
 
 
 def test_raw_numbers_are_in_the_json() -> None:
