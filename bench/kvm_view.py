@@ -42,7 +42,6 @@ KINDS = {
     "all": ("exits",),
     "registers": ("io_exits", "mmio_exits"),
     "pages": ("pf_taken",),
-    "halts": ("halt_exits",),
 }
 """The columns, and the counters of /sys/kernel/debug/kvm that each is the sum of."""
 
@@ -50,8 +49,8 @@ _INTRODUCTION = """\
 Written by `make bench-kvm`. How often each program leaves its VM, counted in the outer VM of
 `make test-kvm` ([kvm.md](kvm.md)), a warm run each, for both values of `files`. `registers` are
 accesses to a device's registers that QEMU serves (requests to the file server and output among
-them), `pages` faults that KVM handles, `halts` times that the guest had nothing to do. `all` has
-the timer's exits too, of which slow motion makes more than there are on hardware.
+them), `pages` faults that KVM handles. `all` has the timer's exits too, of which slow motion makes
+more than there are on hardware.
 
 """
 
