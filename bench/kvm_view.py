@@ -20,8 +20,10 @@ from typing import Any
 from bench.debian import make_archive
 from bench.doors import FILES
 from bench.main import DEFAULT_OUTPUT, REPOSITORY, guarded
+from bench.program_main import chosen, own_cloche
 from bench.progress import Progress
 from bench.report import table
+from bench.requests import count_requests
 from bench.sections import KVM, with_section
 from bench.timing import BenchError
 from cloche.base.errors import ClocheError
@@ -50,18 +52,23 @@ Written by `make bench-kvm`. How often each program leaves its VM, counted in th
 `make test-kvm` ([kvm.md](kvm.md)), a warm run each, for both values of `files`. `registers` are
 accesses to a device's registers that QEMU serves (requests to the file server and output among
 them), `pages` faults that KVM handles. `all` has the timer's exits too, of which slow motion makes
-more than there are on hardware.
+more than there are on hardware. `requests` are the file server's answers to such a run with `fuse`,
+counted on this machine without KVM: there are as many with it.
 
 """
 
 
 @dataclass
 class Counted:
-    """The exits of one program by value of `files`, named as in `KINDS`; or why there are none."""
+    """The exits of one program by value of `files`, named as in `KINDS`; or why there are none.
+
+    *requests* are those to the file server.
+    """
 
     name: str
     exits: dict[str, dict[str, int]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    requests: int | str = "–"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,10 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    words = [f"--only={text}" for text in options.only or DEFAULT_PROGRAMS]
+    texts = options.only or DEFAULT_PROGRAMS
+    words = [f"--only={text}" for text in texts]
     words += [f"--files={files}" for files in options.files or FILES]
+    cache = Path(load_settings().data_root, "bench")
+    progress = Progress()
+    progress.step("a Debian, unless there is one")
     try:
-        text = to_markdown(_count(words, options.minutes * 60))
+        with _unpacked(make_archive(cache)) as root:
+            counted = _count(words, root, progress, options.minutes * 60)
+            progress.step("requests to the file server")
+            requests = count_requests(chosen(texts), root.parent / "r", root, own_cloche())
+        for one in counted:
+            one.requests = requests[one.name]
+        text = to_markdown(counted)
     except ClocheError as error:
         raise BenchError(str(error)) from None
     print(text)
@@ -89,28 +106,25 @@ def _run(options: argparse.Namespace) -> None:
         options.output.write_text(with_section(options.output.read_text(), text))
 
 
-def _count(words: Sequence[str], seconds: float) -> list[Counted]:
+def _count(words: Sequence[str], root: Path, progress: Progress, seconds: float) -> list[Counted]:
     """What `bench.kvm_inside` with *words* finds; no line of it may take longer than *seconds*."""
-    progress = Progress()
-    cache = Path(load_settings().data_root, "bench")
     counted: dict[str, Counted] = {}
-    progress.step("a Debian, unless there is one")
-    with _unpacked(make_archive(cache)) as root:
-        command = [sys.executable, str(REPOSITORY / "bench/start.py"), INSIDE, *words]
-        kernel = prepare_kernel(cache / "outer-kernel", _Report(progress))
-        progress.step("the outer VM")
-        with outer_vm(kernel, REPOSITORY, command, _environment(root)) as vm:
-            vm.results.settimeout(seconds)
-            try:
-                for line in vm.results.makefile("rb"):
-                    message = json.loads(line)
-                    if not message:
-                        return list(counted.values())
-                    _take(message, counted)
-                    progress.step(f"after {message['name']}, {message['files']}")
-                raise BenchError(f"outer VM: ended early; its console: {vm.console_tail()}")
-            except OSError as error:
-                raise BenchError(f"outer VM: {error}; its console: {vm.console_tail()}") from None
+    command = [sys.executable, str(REPOSITORY / "bench/start.py"), INSIDE, *words]
+    cache = Path(load_settings().data_root, "bench")
+    kernel = prepare_kernel(cache / "outer-kernel", _Report(progress))
+    progress.step("the outer VM")
+    with outer_vm(kernel, REPOSITORY, command, _environment(root)) as vm:
+        vm.results.settimeout(seconds)
+        try:
+            for line in vm.results.makefile("rb"):
+                message = json.loads(line)
+                if not message:
+                    return list(counted.values())
+                _take(message, counted)
+                progress.step(f"after {message['name']}, {message['files']}")
+        except OSError as error:
+            raise BenchError(f"outer VM: {error}; its console: {vm.console_tail()}") from None
+        raise BenchError(f"outer VM: ended early; its console: {vm.console_tail()}")
 
 
 def _take(message: dict[str, Any], counted: dict[str, Counted]) -> None:
@@ -160,9 +174,10 @@ class _Report:
 
 def to_markdown(counted: Sequence[Counted]) -> str:
     """The section, its heading first."""
-    header = ["", *(f"{files}: {kind}" for files in FILES for kind in KINDS)]
+    columns = [(files, kind) for files in FILES for kind in KINDS]
+    header = ["", "requests", *(f"{files}: {kind}" for files, kind in columns)]
     rows = [
-        [one.name, *(_cell(one, files, kind) for files in FILES for kind in KINDS)]
+        [one.name, _requests(one), *(_cell(one, files, kind) for files, kind in columns)]
         for one in counted
     ]
     lines = [
@@ -172,6 +187,10 @@ def to_markdown(counted: Sequence[Counted]) -> str:
     ]
     failures = ["\nFailed:\n\n", *lines] if lines else []
     return f"{KVM}\n{_INTRODUCTION}{table(header, rows)}{''.join(failures)}"
+
+
+def _requests(one: Counted) -> str:
+    return f"{one.requests:,}" if isinstance(one.requests, int) else one.requests
 
 
 def _cell(one: Counted, files: str, kind: str) -> str:
