@@ -19,7 +19,7 @@ from typing import TypeVar
 from bench.debian import IMAGE
 from bench.dockers import check_tools, docker_program
 from bench.runtimes import CLOCHE, RUNC, RUNSC, Runtime, environment, missing
-from bench.session import Answer, NoContainer, Session, TimeUp
+from bench.session import Answer, Lost, NoContainer, Session
 from bench.timing import BenchError, Command
 from engine.client import Docker
 from engine.dockerd import Dockerd, EngineError, dockerd
@@ -27,6 +27,8 @@ from engine.dockerd import Dockerd, EngineError, dockerd
 FILES = ("9p", "fuse")
 """The values of cloche's setting `files`: under Docker each is a door of its own."""
 DO = "do"
+FOLDER = "/bench"
+"""Where programs have their files."""
 CLOCHES = (*FILES, DO)
 """Cloche's doors, by the names they have in the tables."""
 ALL = (*CLOCHES, RUNSC, RUNC)
@@ -39,12 +41,13 @@ _SLEEP = ("sleep", "infinity")
 _SERVE = "while :; do iperf3 -s -1 >/dev/null 2>&1; done"
 _START_SECONDS = 120.0
 _SET_UP_SECONDS = 600.0
+_END_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _T = TypeVar("_T")
 
 
 class Door(ABC):
-    """A container: started when the first script comes, and anew after one that hangs.
+    """A container: started when the first script comes, and anew when it is lost.
 
     One that is *broken* (why it is) is not tried again.
     """
@@ -60,7 +63,7 @@ class Door(ABC):
         session = self._entered()
         try:
             return session.run(script, timeout)
-        except TimeUp:
+        except Lost:
             self.close()
             raise
 
@@ -78,7 +81,7 @@ class Door(ABC):
             try:
                 self._session = Session(self.start(), environment())
                 # Programs find the other end of a connection in $PEER.
-                self._session.run("mkdir -p /bench", _START_SECONDS)
+                self._session.run(f"mkdir -p {FOLDER}", _START_SECONDS)
                 self._session.define("PEER", self._peer)
             except BenchError as error:
                 self.broken = f"no container: {error}"
@@ -140,7 +143,11 @@ class DoDoor(Door):
         for container in self._runtime.containers():
             self._runtime.delete(container)
         if self._running is not None:
-            self._running.wait()
+            try:
+                self._running.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._running.kill()
+                self._running.wait()
             self._running = None
 
     def _wait_for_container(self) -> str:

@@ -35,7 +35,7 @@ class Program:
     check: Callable[[str], None] | None = None
     higher_is_better: bool = False
     warm: bool = True
-    seconds: float = 60.0
+    seconds: float = 180.0
 
 
 _WHEEL = """\
@@ -235,7 +235,6 @@ PROGRAMS = (
         once=_WHEEL,
         before="rm -rf /bench/site",
         warm=False,
-        seconds=120.0,
     ),
     Program("PostgreSQL initdb", _INITDB, before=_NEW_CLUSTER, warm=False, seconds=240.0),
     Program(

@@ -55,10 +55,7 @@ class Session:
             raise BenchError(f"{argv[0]}: {(error.strerror or '').lower()}") from None
 
     def run(self, script: str, timeout: float) -> Answer:
-        """Run *script* in a shell of its own; BenchError when it fails or takes *timeout* s.
-
-        After a time-out the shell is of no use any more: the script still runs in it.
-        """
+        """Run *script* in a shell of its own; BenchError when it fails, Lost after *timeout* s."""
         answer, status = self._run(f"(\nset -eu\n{script}\n) </dev/null 2>{_SAID}", timeout)
         if status != 0:
             raise BenchError(f"exit status {status}{self._what_it_said()}")
@@ -95,7 +92,7 @@ class Session:
         try:
             self._pipe(0).write(data)
         except OSError:
-            raise BenchError(f"the shell has ended{self._last_words()}") from None
+            raise Lost(f"the shell has ended{self._last_words()}") from None
 
     def _receive(self, deadline: float, timeout: float) -> tuple[str, int]:
         """What is printed until the token, and the status behind it."""
@@ -107,10 +104,10 @@ class Session:
         while True:
             remaining = deadline - time.monotonic()
             if remaining <= 0 or not poll.poll(remaining * 1e3):
-                raise TimeUp(f"not done after {timeout:g} s")
+                raise Lost(f"not done after {timeout:g} s")
             data = os.read(fd, _CHUNK)
             if not data:
-                raise BenchError(f"the shell has ended{self._last_words()}")
+                raise Lost(f"the shell has ended{self._last_words()}")
             received += data
             at = received.find(mark, max(0, len(received) - len(data) - len(mark)))
             if at >= 0 and received.endswith(b"\n", at + len(mark)):
@@ -133,8 +130,8 @@ class NoContainer(BenchError):
     """There is no container to run anything in."""
 
 
-class TimeUp(BenchError):
-    """A script was not done in time, and still runs."""
+class Lost(BenchError):
+    """The shell has ended, or is busy with a script that was not done in time."""
 
 
 def _tail(text: str) -> str:

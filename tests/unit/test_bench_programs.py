@@ -16,15 +16,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench import program_main, program_report
+from bench import kvm_view, program_main, program_report
 from bench.compare import Budget, Outcome, compare, run_program
 from bench.debian import archive_name
-from bench.doors import ALL, DO, FILES
+from bench.doors import ALL, DO, FILES, Door
+from bench.kvm_view import KINDS, Counted
 from bench.program_report import ProgramResults, slowness
 from bench.programs import PROGRAMS, Program
+from bench.requests import answers_in
 from bench.runtimes import RUNC, RUNSC
 from bench.sections import section_of, with_section
-from bench.session import Answer, Session, TimeUp
+from bench.session import Answer, Lost, NoContainer, Session
 from bench.timing import BenchError
 
 LONG = 60.0
@@ -73,13 +75,13 @@ def test_much_output_comes_whole(session: Session) -> None:
 
 
 def test_a_script_that_is_not_done_in_time_is_told(session: Session) -> None:
-    with pytest.raises(TimeUp, match=r"not done after 0\.1 s"):
+    with pytest.raises(Lost, match=r"not done after 0\.1 s"):
         session.run("exec sleep 2", 0.1)  # ends soon after its shell
 
 
 def test_a_shell_that_ends_is_told_with_its_last_words() -> None:
     session = Session(["sh", "-c", "echo no such container >&2; exit 1"], dict(os.environ))
-    with pytest.raises(BenchError, match="the shell has ended: no such container"):
+    with pytest.raises(Lost, match="the shell has ended: no such container"):
         session.run("true", LONG)
     session.close()
 
@@ -319,5 +321,93 @@ def test_programs_are_chosen_by_a_part_of_their_names() -> None:
         program_main.chosen(["no such"])
 
 
+class ShellDoor(Door):
+    """A door to a shell of the host's; it notes what is started and stopped."""
+
+    def __init__(self, argv: list[str]) -> None:
+        super().__init__("shell", peer="there")
+        self.argv = argv
+        self.asked: list[str] = []
+
+    def start(self) -> list[str]:
+        """As a door's."""
+        self.asked.append("start")
+        return self.argv
+
+    def stop(self) -> None:
+        """As a door's."""
+        self.asked.append("stop")
+
+
+@pytest.fixture
+def shell_door(monkeypatch: pytest.MonkeyPatch) -> Iterator[ShellDoor]:
+    """One whose container has no folder to make."""
+    monkeypatch.setattr("bench.doors.FOLDER", "/tmp")
+    door = ShellDoor(["sh"])
+    yield door
+    door.close()
+
+
+def test_a_door_is_opened_once_and_knows_its_peer(shell_door: ShellDoor) -> None:
+    assert shell_door.run('echo "$PEER"', LONG).output == "there\n"
+    with pytest.raises(BenchError, match="exit status 1"):
+        shell_door.run("false", LONG)
+    shell_door.run("true", LONG)
+    assert shell_door.asked == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds", "said"),
+    [
+        ("exec sleep 2", 0.1, "not done after"),
+        ("kill -KILL $$", LONG, "has ended"),
+    ],
+)
+def test_a_container_that_is_lost_is_made_anew(
+    shell_door: ShellDoor, script: str, seconds: float, said: str
+) -> None:
+    with pytest.raises(BenchError, match=said):
+        shell_door.run(script, seconds)
+    assert shell_door.run("echo again", LONG).output == "again\n"
+    assert shell_door.asked == ["start", "stop", "start"]
+
+
+def test_a_door_that_does_not_open_is_tried_once(shell_door: ShellDoor) -> None:
+    shell_door.argv = ["sh", "-c", "echo no such image >&2; exit 1"]
+    for _ in range(2):
+        with pytest.raises(NoContainer, match="no container: the shell has ended: no such image"):
+            shell_door.run("true", LONG)
+    assert shell_door.asked == ["start", "stop"]
+
+
 def test_doors_are_told_apart() -> None:
     assert len(set(ALL)) == len(ALL)
+
+
+CALLS = """\
+7 sendto(4, ""..., 40, MSG_NOSIGNAL, NULL, 0 <unfinished ...>
+8 sendto(4, ""..., 16, MSG_NOSIGNAL, NULL, 0) = 16
+7 <... sendto resumed>) = 40
+"""
+
+
+def test_an_answer_that_was_interrupted_counts_once() -> None:
+    assert answers_in(CALLS) == 2
+
+
+def test_exits_are_told_by_program_and_files() -> None:
+    one = Counted("Python start", requests=1234)
+    one.exits["fuse"] = dict.fromkeys(KINDS, 10_000)
+    one.failed["9p"] = "no\nluck"
+    other = Counted("git status", requests="not counted")
+    text = kvm_view.to_markdown([one, other])
+    assert text.startswith("## Programs under KVM\n")
+    failed, found = ["failed"] * len(KINDS), ["10,000"] * len(KINDS)
+    assert f"| Python start | 1,234 | {' | '.join([*failed, *found])} |" in text
+    assert f"| git status | not counted | {' | '.join(['–'] * 2 * len(KINDS))} |" in text
+    assert "- Python start, 9p: no luck" in text
+
+
+def test_programs_for_kvm_are_there() -> None:
+    for text in kvm_view.DEFAULT_PROGRAMS:
+        assert program_main.chosen([text])
