@@ -14,7 +14,7 @@ from bench.facts import Facts, busy_load
 from bench.report import table
 from bench.runtimes import RUNC, RUNSC
 from bench.sections import PROGRAMS
-from bench.stats import Summary, number, pairwise_ratios, spread, summarize
+from bench.stats import number, pairwise_ratios, summarize
 
 _INTRODUCTION = """\
 Written by `make bench-programs`: ordinary programs in running containers of one Debian, in turn
@@ -146,16 +146,16 @@ def _number(outcome: Outcome, door: str) -> str:
     if door in outcome.failed:
         return "failed"
     values = outcome.values.get(door)
-    return _grouped(summarize(values)) if values else "–"
+    if not values:
+        return "–"
+    found = summarize(values)
+    median, low, high = map(_grouped, (found.median, found.low, found.high))
+    return median if found.count == 1 else f"{median} ({low}–{high})"
 
 
-def _grouped(summary: Summary) -> str:
-    """As `spread`, but large numbers, such as operations a second, have commas."""
-    if summary.low < 1000:
-        return spread(summary)
-    if summary.count == 1:
-        return f"{summary.median:,.0f}"
-    return f"{summary.median:,.0f} ({summary.low:,.0f}–{summary.high:,.0f})"
+def _grouped(value: float) -> str:
+    """As `number`, with a comma in thousands: operations a second can be many."""
+    return number(value) if value < 1000 else f"{value:,.0f}"
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[str]:
