@@ -14,7 +14,7 @@ use cloche_agent::known::{Known, ATTRIBUTES, LONGEST_ANSWER};
 
 use crate::files;
 use crate::share::message;
-use crate::sys::{self, Fork, Lock};
+use crate::sys::{self, Fork, Lock, Result};
 
 /// As fileserver/src/wire.rs and ring.rs have them: of a longer message only the beginning goes
 /// through the port; the rest is in a ring on the disk, one for each direction.
@@ -33,17 +33,18 @@ const FORGET: u32 = 0x0c10_0004;
 
 /// Room for a message whose long part begins at a page, as a disk that is read directly demands.
 struct Room {
-    bytes: Vec<u8>,
+    bytes: &'static mut [u8],
     /// Where the long part begins.
     page: usize,
 }
 
 impl Room {
-    fn new() -> Room {
-        let bytes = vec![0; MAX_DATA + 2 * STEP];
-        let address = bytes.as_ptr() as usize;
-        let page = (address + IN_BEGINNING).next_multiple_of(STEP) - address;
-        Room { bytes, page }
+    /// In one large page, so that the disk's driver and QEMU have one piece to care for instead of
+    /// one for each page; and there from the beginning, which no clone then has to wait for.
+    fn new() -> Result<Room> {
+        let bytes = sys::large_page()?;
+        bytes[..MAX_DATA + 2 * STEP].fill(0);
+        Ok(Room { bytes, page: STEP })
     }
 
     /// The message, with a beginning of `before` bytes.
@@ -88,6 +89,8 @@ pub fn serve(fds: [BorrowedFd<'_>; 5]) -> ! {
     // SAFETY: they stay open as long as this process lives.
     let [fuse, port, disk, news, their_news] =
         fds.map(|fd| unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) });
+    let (Ok(one), Ok(other)) = (Room::new(), Room::new()) else { sys::exit(1) };
+    let rooms = [Lock::new(one), Lock::new(other)];
     let relay: &'static Relay = Box::leak(Box::new(Relay {
         fuse,
         port,
@@ -96,15 +99,11 @@ pub fn serve(fds: [BorrowedFd<'_>; 5]) -> ! {
         their_news,
         known: Lock::new(Known::default()),
         freed: AtomicU32::new(0),
-        rooms: [Lock::new(Room::new()), Lock::new(Room::new())],
+        rooms,
         news_room: Lock::new(vec![0; 2 * STEP]),
     }));
-    let replier = Replier {
-        relay,
-        buffer: vec![0; INLINE + STEP],
-        cursor: Cursor::default(),
-        waiting: Vec::new(),
-    };
+    let (buffer, waiting) = (vec![0; INLINE + STEP], Vec::new());
+    let replier = Replier { relay, buffer, cursor: Cursor::default(), waiting };
     if sys::thread(relay, take_requests).is_ok() && sys::thread(relay, bring_news).is_ok() {
         take_precedence();
         replier.serve();

@@ -95,7 +95,8 @@ impl Share {
         read_far_ahead();
         sys::write_all(&self.port, &message(BEGIN))?;
         self.start(&fuse)?;
-        // The relay answers this by itself. The kernel then knows the folder, and asks in no clone.
+        drop(fuse); // now nothing waits for a relay that could not begin
+                    // The relay answers this by itself. The kernel then knows the folder, and asks in no clone.
         files::open(target, OFlags::RDONLY | OFlags::DIRECTORY).map(drop)
     }
 

@@ -92,6 +92,22 @@ pub fn fork(flags: u64, cgroup: Option<&OwnedFd>) -> Result<Fork> {
     Ok(Fork::Parent { pid: pid as i32, pidfd })
 }
 
+/// Memory of the size and at the place of a large page, for this process's life; it is one, if the
+/// kernel has one.
+pub fn large_page() -> Result<&'static mut [u8]> {
+    use rustix::mm::{madvise, mmap_anonymous, Advice, MapFlags, ProtFlags};
+    const LARGE: usize = 2 << 20;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new mapping, of which the part that is a large page's place is given away once.
+    unsafe {
+        let start = mmap_anonymous(ptr::null_mut(), 2 * LARGE, protection, MapFlags::PRIVATE)?;
+        let start: *mut u8 = start.cast();
+        let page = start.wrapping_add(start.align_offset(LARGE));
+        let _ = madvise(page.cast(), LARGE, Advice::LinuxHugepage);
+        Ok(core::slice::from_raw_parts_mut(page, LARGE))
+    }
+}
+
 /// Starts a thread of this process on a stack of its own. It does `work` with what `shared` refers
 /// to, which must not allocate: the allocator is for one thread.
 pub fn thread<T: Sync>(shared: &'static T, work: extern "C" fn(&'static T) -> !) -> Result<()> {
