@@ -106,10 +106,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    # Once only: what was started is to be cleaned up whatever comes after.
+    ignore_interruptions()
+    raise KeyboardInterrupt
+
+
+def ignore_interruptions() -> None:
+    """From now on: what was started is to be cleaned up whatever comes after."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from bench import facts
 from bench.compare import Budget, OnRound, compare
 from bench.debian import make_archive
 from bench.doors import ALL, open_doors, set_up
-from bench.main import DEFAULT_OUTPUT, guarded
+from bench.main import DEFAULT_OUTPUT, guarded, ignore_interruptions
 from bench.program_report import ProgramResults, to_json, to_markdown
 from bench.programs import PROGRAMS, Program
 from bench.progress import Progress
@@ -149,6 +149,7 @@ def _workspace() -> Iterator[Path]:
     try:
         yield workspace
     finally:
+        ignore_interruptions()
         shutil.rmtree(workspace)
 
 
