@@ -11,6 +11,7 @@ import os
 import stat
 
 from cloche.base import syscalls
+from cloche.base.files import read_text
 from cloche.base.quick import suppress
 from cloche.vmm.call_filter import come_under
 
@@ -44,22 +45,12 @@ class Jail:
     """
 
     def __init__(self, files: Sequence[str], *, kvm: bool, user_network: bool) -> None:
-        self.user = FIRST_USER + os.getpid()
+        self.user = _user()
         self.files = [path for path in files if not path.startswith(f"{TREE}/")]
-        self.groups: list[int] = []
         self.network = user_network
-        self.devices = [*_DEVICES]
-        if kvm:
-            self._allow_kvm()
+        self.kvm = kvm
         if user_network:
             self.files.append(_RESOLV_CONF)
-
-    def _allow_kvm(self) -> None:
-        self.devices.append(_KVM)
-        with suppress(OSError):  # QEMU says what is wrong with it
-            kvm = os.stat(_KVM)
-            if kvm.st_mode & 0o006 != 0o006:
-                self.groups.append(kvm.st_gid)
 
     def enter(self) -> None:
         """Shut this process in, which has a mount namespace of its own; OSError on failure."""
@@ -73,10 +64,11 @@ class Jail:
     def _make_root(self) -> None:
         trees = [(path, _tree(path, _NOSUID | _NODEV | _RDONLY)) for path in self._trees()]
         trees += [(path, _tree(path, _NOSUID | _NODEV | _RDONLY)) for path in self._names()]
-        trees += [(path, _tree(path, _NOSUID | _RDONLY)) for path in self._nodes()]
+        trees += [(path, _tree(path, _NOSUID | _RDONLY)) for path in _DEVICES]
         links = [(name, os.readlink(f"/{name}")) for name in _LINKS if os.path.islink(f"/{name}")]
         options = {"mode": "0755", "size": "64k", "nr_inodes": "256"}
-        root = syscalls.new_tmpfs("cloche-qemu", options, _NOSUID | _NODEV | _NOEXEC)
+        no_devices = 0 if self.kvm else _NODEV
+        root = syscalls.new_tmpfs("cloche-qemu", options, _NOSUID | no_devices | _NOEXEC)
         syscalls.move_mount(root, "/")
         for name, target in links:
             os.symlink(target, name, dir_fd=root)
@@ -84,6 +76,8 @@ class Jail:
             _make_point(root, path.lstrip("/"), is_dir=stat.S_ISDIR(os.fstat(tree).st_mode))
             syscalls.move_mount(tree, path.lstrip("/"), root)
             os.close(tree)
+        if self.kvm:
+            self._make_kvm(root)
         syscalls.set_apart(root, _RDONLY)
         os.fchdir(root)
         os.close(root)
@@ -96,20 +90,29 @@ class Jail:
     def _names(self) -> list[str]:
         return [path for path in (*self.files, *_EXECUTED) if os.path.exists(path)]
 
-    def _nodes(self) -> list[str]:
-        return [path for path in self.devices if os.path.exists(path)]
+    def _make_kvm(self, root: int) -> None:
+        """A node of the user's own: the host's may be for root alone, or for a group."""
+        with suppress(FileNotFoundError):  # QEMU says that there is none
+            device = os.stat(_KVM).st_rdev
+            path = _KVM.lstrip("/")
+            os.mknod(path, stat.S_IFCHR | 0o600, device, dir_fd=root)
+            os.chown(path, self.user, self.user, dir_fd=root)
 
     def _become_user(self) -> None:
-        """For good: without any capability, and with no other's group."""
-        os.setgroups(self.groups)
-        try:
-            os.setresgid(self.user, self.user, self.user)
-        except OSError as error:
-            if error.errno != _EINVAL:
-                raise
-            self.user = NOBODY
-            os.setresgid(NOBODY, NOBODY, NOBODY)
+        """For good: without any capability, and with no group of another's."""
+        os.setgroups([])
+        os.setresgid(self.user, self.user, self.user)
         os.setresuid(self.user, self.user, self.user)
+
+
+def _user() -> int:
+    """A number that no other supervisor's QEMU has now, as far as there are such numbers here."""
+    wanted = FIRST_USER + os.getpid()
+    for line in (read_text("/proc/self/uid_map") or "").splitlines():
+        first, _, count = map(int, line.split())
+        if first <= wanted < first + count:
+            return wanted
+    return NOBODY
 
 
 def _tree(path: str, attributes: int) -> int:
