@@ -172,3 +172,38 @@ def test_a_server_that_is_killed_fails_what_waits_for_it(running: Container) -> 
     result = running.sh("cat /data/file", code=None)
     assert result.code != 0
     running.runtime("delete", "--force", running.id)
+
+
+OVERLAY = """
+    cd /data
+    mkdir -p upper work merged
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 1
+    cd merged
+    echo more >>file; rm gone; rm -r folder; mkdir folder; echo new >folder/new; mv kept moved
+    chmod 600 mode; ln file link; ln -s file symlink; mkfifo fifo; cp -p file copy
+    mkdir -p deep/er; mv deep deeper; rm -r empty; echo again >gone; rm gone
+    find . | sort; cat file folder/new moved/inner link copy; stat -c %a:%h mode link
+    cd ..; umount merged
+    mount -t overlay overlay -o lowerdir=lower,upperdir=upper,workdir=work merged || exit 1
+    find merged | sort; umount merged
+    find lower upper | sort; stat -c %F:%t:%T upper/gone upper/empty
+"""
+
+
+def test_an_overlay_with_its_upper_layer_on_the_share(
+    served: Runtime, runc: Runtime, bundle: Bundle, folder: Path
+) -> None:
+    """As Docker and buildah in a container have them: whiteouts, opaque folders, copies."""
+    seen = []
+    bundle.capabilities("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_MKNOD", "CAP_FOWNER")
+    bundle.mount("/data", "bind", folder / "volume", "rbind").sh(OVERLAY)
+    for runtime in (served, runc):
+        lower = folder / "volume" / "lower"
+        for name in ("folder", "kept", "empty"):
+            (lower / name).mkdir(parents=True)
+        for name in ("file", "gone", "folder/old", "kept/inner", "mode"):
+            (lower / name).write_text(f"{name}\n")
+        seen.append(runtime.run(bundle))
+        shutil.rmtree(folder / "volume")
+    assert seen[0].output == seen[1].output
+    assert "character special file:0:0" in seen[0].output
