@@ -34,11 +34,10 @@ const HOLD: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC)
 
 impl Files {
     /// Serves the tree below `root`; `process` is /proc/self.
-    pub fn new(root: OwnedFd, process: OwnedFd, rings: Rings) -> Result<Files> {
+    pub fn new(root: OwnedFd, process: OwnedFd, rings: Rings, watches: Watches) -> Result<Files> {
         let own = nodes::device(&nodes::stat(&root)?);
         let nodes = Nodes::new(root, Mounts::new(process, own), sys::most_descriptors())?;
-        let (watches, listings) = (Watches::new(), Listings::default());
-        let news = Out::default();
+        let (listings, news) = (Listings::default(), Out::default());
         let mut files =
             Files { nodes, watches, listings, rings, news, is_foretold: false, makers: 0 };
         files.watch(ROOT, true);
@@ -52,7 +51,7 @@ impl Files {
         self.rings.clear();
         self.news.0.clear();
         (self.is_foretold, self.makers) = (false, 0);
-        self.watches = Watches::new();
+        self.watches.clear();
         self.watch(ROOT, true);
         Ok(())
     }

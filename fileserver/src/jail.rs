@@ -20,7 +20,7 @@ const CAPABILITIES: [u32; 11] = [0, 1, 2, 3, 4, 6, 7, 9, 21, 27, 31];
 const LAST_CAPABILITY: u32 = 63;
 
 /// All system calls that it makes, those of the C library for threads and memory included.
-const SYSTEM_CALLS: [libc::c_long; 75] = [
+const SYSTEM_CALLS: [libc::c_long; 74] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_close,
@@ -74,7 +74,6 @@ const SYSTEM_CALLS: [libc::c_long; 75] = [
     libc::SYS_setxattr,
     libc::SYS_listxattr,
     libc::SYS_removexattr,
-    libc::SYS_inotify_init1,
     libc::SYS_inotify_add_watch,
     libc::SYS_inotify_rm_watch,
     libc::SYS_sendto,

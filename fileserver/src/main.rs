@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags, CWD};
 use crate::files::Files;
 use crate::ring::Rings;
 use crate::serve::Server;
+use crate::watch::Watches;
 
 fn prepare(arguments: &[String]) -> Result<Server, String> {
     let [socket, bulk, folder] = arguments else {
@@ -33,9 +34,10 @@ fn prepare(arguments: &[String]) -> Result<Server, String> {
     };
     let step = |what: &'static str| move |error: rustix::io::Errno| format!("{what}: {error}");
     let number = |text: &String| text.parse().map_err(|_| format!("{text:?}: not a number"));
-    sys::die_with_parent().map_err(step("parent"))?;
     let (socket, bulk) = (number(socket)?, number(bulk)?);
     sys::close_others(socket, bulk).map_err(step("descriptors"))?;
+    let inotify = sys::as_own_user(watch::open);
+    sys::die_with_parent().map_err(step("parent"))?;
     let socket = sys::inherited(socket).map_err(step("socket"))?;
     let bulk = sys::inherited(bulk).map_err(step("bulk file"))?;
     let hold = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -50,7 +52,7 @@ fn prepare(arguments: &[String]) -> Result<Server, String> {
     let rings = Rings::map(&bulk).map_err(step("bulk file"))?;
     let questions = sys::questions().map_err(step("signals"))?;
     jail::lock().map_err(step("jail"))?;
-    let files = Files::new(root, process, rings).map_err(step("watches"))?;
+    let files = Files::new(root, process, rings, Watches::new(inotify)).map_err(step("watches"))?;
     Ok(Server::new(socket, questions, files))
 }
 

@@ -50,13 +50,27 @@ pub struct Watches {
     expected: HashMap<(i32, Change, Vec<u8>), (u32, u64)>,
 }
 
+/// An instance of inotify(7), which each user has a number of; None where there is none left.
+pub fn open() -> Option<OwnedFd> {
+    let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
+    if let Err(error) = &inotify {
+        eprintln!("cloche-files: inotify: {error}: nothing is cached in the guest");
+    }
+    inotify.ok()
+}
+
 impl Watches {
-    pub fn new() -> Watches {
-        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK);
-        if let Err(error) = &inotify {
-            eprintln!("cloche-files: inotify: {error}: nothing is cached in the guest");
+    pub fn new(inotify: Option<OwnedFd>) -> Watches {
+        Watches { inotify, nodes: HashMap::new(), expected: HashMap::new() }
+    }
+
+    /// Watches nothing any more.
+    pub fn clear(&mut self) {
+        for (watch, _) in self.nodes.drain() {
+            let _ = self.inotify.as_ref().map(|inotify| inotify::remove_watch(inotify, watch));
         }
-        Watches { inotify: inotify.ok(), nodes: HashMap::new(), expected: HashMap::new() }
+        self.expected.clear();
+        self.events(); // what has come before concerns nobody
     }
 
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {

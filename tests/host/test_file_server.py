@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from cloche.base import syscalls
 from cloche.host.file_server import find_file_server
 from cloche.vmm.files_slot import FilesSlot
 from engine.patience import PATIENCE_SECONDS
@@ -21,19 +23,49 @@ _HEADER = struct.Struct("<IIQQIIII")
 _REPLY = struct.Struct("<IiQ")
 
 
+ROOT = "0 0 1"
+# As sys.rs has them.
+OWN_USERS = f"{0x70000000} {0x70000000} {1 << 22}"
+
+
+def _become(argv: list[str], instances: int) -> None:
+    """In a child with a user namespace of its own, once it goes on: execute *argv*.
+
+    Root may have so many *instances* of inotify(7) there, and another process has one of them.
+    """
+    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNS)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    Path("/proc/sys/user/max_inotify_instances").write_text(str(instances))
+    if instances:
+        assert ctypes.CDLL(None).inotify_init1(os.O_CLOEXEC) >= 0
+        if os.fork() == 0:
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+            signal.pause()
+    os.execv(argv[0], argv)
+
+
 @contextmanager
-def served(folder: Path, inotify_instances: int) -> Iterator[socket.socket]:
-    """The relay's end of the socket of a server that may have so many instances of inotify(7)."""
+def served(folder: Path, instances: int, users: str = ROOT) -> Iterator[socket.socket]:
+    """The relay's end of the socket of a server, where root has one of *instances* already."""
     with ExitStack() as stack:
         slot = FilesSlot()
         stack.callback(slot.close)
         numbers = [slot.server_end.fileno(), slot.bulk]
-        allow = f"echo {inotify_instances} >/proc/sys/user/max_inotify_instances"
-        server = f'exec {find_file_server()} {numbers[0]} {numbers[1]} "{folder}"'
-        own = ["unshare", "--user", "--map-root-user", "--mount"]
-        process = subprocess.Popen([*own, "sh", "-c", f"{allow} && {server}"], pass_fds=numbers)
-        stack.callback(process.wait, PATIENCE_SECONDS)
-        stack.callback(process.kill)
+        child = os.fork()
+        if child == 0:
+            try:
+                for number in numbers:
+                    os.set_inheritable(number, True)
+                server = find_file_server()
+                _become([server, *map(str, numbers), str(folder)], instances)
+            finally:
+                os._exit(1)
+        stack.callback(os.waitpid, child, 0)
+        stack.callback(os.kill, child, signal.SIGKILL)
+        os.waitpid(child, os.WUNTRACED)
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{child}/{name}").write_text(users)
+        os.kill(child, signal.SIGCONT)
         slot.server_end.close()
         ours = stack.enter_context(socket.socket(fileno=os.dup(slot.vm_end.fileno())))
         ours.settimeout(PATIENCE_SECONDS)
@@ -50,13 +82,22 @@ def look_up(server: socket.socket, name: str) -> tuple[int, int, int]:
     return node, entry_s, file_s
 
 
-@pytest.mark.parametrize(("instances", "believed"), [(8, True), (0, False)])
+@pytest.mark.parametrize(("instances", "believed"), [(2, True), (1, False), (0, False)])
 def test_without_inotify_nothing_is_believed(
     tmp_path: Path, instances: int, believed: bool
 ) -> None:
-    """A host gives each user 128 instances: with more VMs than that files are served uncached."""
+    """Where there is root only, and it has as many instances as it may have."""
     (tmp_path / "file").touch()
     with served(tmp_path, instances) as server:
         node, entry_s, file_s = look_up(server, "file")
         assert node > 1
         assert (entry_s > 0, file_s > 0) == (believed, believed)
+
+
+def test_its_inotify_is_not_roots(tmp_path: Path) -> None:
+    """A host gives each user 128: there are to be more VMs than that."""
+    (tmp_path / "file").touch()
+    with served(tmp_path, 1, f"{ROOT}\n{OWN_USERS}") as server:
+        _, entry_s, file_s = look_up(server, "file")
+        assert entry_s > 0
+        assert file_s > 0
