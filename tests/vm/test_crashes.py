@@ -243,7 +243,8 @@ def _launch_and_end(log: str) -> None:
     syscalls.prctl = too_late
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     launch_qemu(ORPHAN, [], file, huge_pages=False)
-    os.read(heard, 3)
+    os.close(told)  # where it fails before it asks, nobody tells
+    assert os.read(heard, 3) == b"now"
 
 
 @pytest.mark.usefixtures("program")

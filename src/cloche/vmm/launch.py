@@ -103,6 +103,7 @@ def _become_qemu(
     status = NOT_STARTED
     try:
         os.dup2(log_fd, 2)  # log_fd itself does not last until the exec
+        _die_with_parent(parent_fd)
         os.setsid()
         _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
         syscalls.default_signals()
@@ -117,12 +118,8 @@ def _become_qemu(
         if jail is not None:
             step = "a user and a root of its own"
             jail.enter()
+            _die_with_parent(parent_fd)  # another user's process forgets that (prctl(2))
         status = NOT_STARTED
-        # Who becomes another user is let off it (prctl(2)), so it is said no sooner.
-        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
-        # Who has ended before that tells nobody; its number cannot be seen from here.
-        if select.select([parent_fd], [], [], 0)[0]:
-            os._exit(NOT_STARTED)
         _set_limits()
         os.chdir("/")
         if jail is not None:
@@ -139,6 +136,13 @@ def _become_qemu(
         os.write(2, f"cannot start QEMU: {step}: {error}\n".encode())
     finally:
         os._exit(status)
+
+
+def _die_with_parent(parent_fd: int) -> None:
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+    # Who has ended before that tells nobody; its number cannot be seen from here.
+    if select.select([parent_fd], [], [], 0)[0]:
+        os._exit(NOT_STARTED)
 
 
 def _set_limits() -> None:
