@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cloche.model.config import load_settings
 from cloche.vmm.call_filter import call_filter
 
 from .attacker import ATTEMPTS, Target, attack
@@ -72,6 +73,23 @@ def test_it_has_a_user_of_its_own_and_no_rights(jailed: Runtime, bundle: Bundle)
         assert container.sh("cat /etc/passwd").code == 0
     assert len(users) == 2
     assert "0" not in users
+
+
+def test_a_start_that_makes_a_frozen_qemu_has_no_other_children(
+    program: Path, folder: Path, bundle: Bundle
+) -> None:
+    """Those of the rehearsals have ended, and somebody has taken note of it."""
+    data = folder / "data"
+    data.mkdir()
+    shared = Path(load_settings().data_root)
+    for name in ("kernels", "guests"):
+        (data / name).symlink_to(shared / name)
+    runtime = Runtime(program, folder / "cloche", {**FUSE, "CLOCHE_DATA_ROOT": str(data)})
+    container = runtime.start(bundle)
+    assert "made one" in runtime.messages("warning")[-1]
+    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
+    assert len(children) == 2
+    runtime.clean_up()
 
 
 def test_it_makes_the_calls_on_a_list_only(jailed: Runtime, bundle: Bundle) -> None:

@@ -104,6 +104,12 @@ class Files:
             self.ended.set()
         self._slot.close()
 
+    def wait(self) -> None:
+        """The VM is gone, and so is its loop soon: nobody else would take note of the end."""
+        if self.server.pid and self.server.has_ended(END_S):
+            self._loop.unwatch(self.server.pidfd)
+            self.server.reap()
+
 
 def serve_files(vm: Vm, directory: str, share: str) -> Sequence[int]:
     """Serve the folder *share* to a *vm* that is of no use without; what it is launched with."""
@@ -114,4 +120,5 @@ def serve_files(vm: Vm, directory: str, share: str) -> Sequence[int]:
             vm.kill(error)
 
     files.ended.on_done(ended)
+    vm.exited.on_done(lambda _: files.wait())
     return files.fds
