@@ -232,10 +232,10 @@ def test_a_failed_thaw_and_a_failed_restore(
     assert cloche.leftovers() == []
 
 
-def test_a_failed_thaw_and_a_boot_that_fails(
+def test_a_failed_thaw_and_a_damaged_kernel(
     cloche: Runtime, frozen: FrozenQemu, damaged_template: Path, small: Bundle
 ) -> None:
-    """The same where the template cannot be made anew."""
+    """The same where the template cannot be made anew: no QEMU is to boot such a kernel."""
     guests = frozen.root / "guests"
     real = guests.readlink()
     guests.unlink()
@@ -254,7 +254,7 @@ def test_a_failed_thaw_and_a_boot_that_fails(
         shutil.rmtree(guests)
         guests.symlink_to(real)
     assert process.returncode == 1
-    assert b"booting the guest kernel: QEMU ended with exit status 1" in errors
+    assert b"damaged: its checksum is not the maker's" in errors
     assert cloche.leftovers() == []
 
 
