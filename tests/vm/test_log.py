@@ -11,6 +11,7 @@ from subprocess import DEVNULL
 
 import pytest
 
+from engine.dockerd import wait_until
 from engine.patience import PATIENCE_SECONDS
 
 from .bundles import Bundle
@@ -97,8 +98,16 @@ def test_names_in_errors(cloche: Runtime, running: Container) -> None:
     assert SHOWN in message
 
 
+def sleeps(container: Container) -> int:
+    """How many processes there are that do nothing but sleep."""
+    lines = container.runtime("ps", container.id, "-o", "pid,args").lines
+    return sum(line.split()[1:] == ["sleep", "4321"] for line in lines)
+
+
 def test_processes(running: Container) -> None:
     running.exec_detached("sh", "-c", f"sleep 4321; : '{EVIL}'")
+    # Until then a second shell is there for a moment: the one that becomes `sleep`.
+    wait_until(lambda: sleeps(running) == 1, "it sleeps")
     for options in ([], ["-o", "pid,args"], ["aux"]):
         lines = running.runtime("ps", running.id, *options).lines
         assert all(line.isprintable() for line in lines)

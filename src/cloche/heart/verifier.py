@@ -70,7 +70,7 @@ def main(words: Sequence[str] = ()) -> None:
     folder, *names = words or sys.argv[1:]
     syscalls.prctl_name("cloche-verify")
     with suppress(OSError):
-        os.nice(_NICEST)
+        os.setpriority(os.PRIO_PROCESS, 0, _NICEST)  # whatever the caller has
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         syscalls.set_io_priority(_IOPRIO_IDLE)
     leave()
