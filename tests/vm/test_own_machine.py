@@ -145,7 +145,7 @@ def test_an_image_is_written_by_one_vm_only(cloche: Runtime, bundle: Bundle, fol
             "$.vm.hwConfig.vcpus: 255 processors: this host has ",
         ),
         ({"hwConfig": {"irqs": [3]}}, "$.vm.hwConfig.irqs: hardware cannot be passed"),
-        ("qemu", "$.vm: expected object | null, got str"),
+        ("qemu", "$.vm: expected object, got str"),
     ],
 )
 def test_what_cannot_be(cloche: Runtime, bundle: Bundle, section: object, problem: str) -> None:

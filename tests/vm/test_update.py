@@ -106,10 +106,11 @@ def test_beyond_the_vm(limited: Container, flags: list[str], path: str, size: st
 
 
 def test_below_what_is_in_use(limited: Container) -> None:
-    resources = {"memory": {"limit": 100_000, "checkBeforeUpdate": True}}
+    limited.sh("head -c 8000000 /dev/zero >/dev/shm/used")
+    resources = {"memory": {"limit": 4_000_000, "checkBeforeUpdate": True}}
     data = json.dumps(resources).encode()
     message = limited.runtime.fails("update", "-r", "-", limited.id, data=data)
-    assert "100000 bytes are less than" in message
+    assert "4000000 bytes are less than" in message
     assert values(limited, "memory.max") == [str(64 * MIB)]
 
 
