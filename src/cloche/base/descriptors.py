@@ -11,7 +11,7 @@ from cloche.base.quick import suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 _OWN = "/proc/self/fd"
 
@@ -29,6 +29,22 @@ def close_others(kept: Collection[int] = ()) -> None:
         if fd not in kept:
             with suppress(OSError):
                 os.close(fd)
+
+
+def open_all(paths: Iterable[str], folder: int | None = None) -> list[int]:
+    """Open files, below the *folder* if there is one, for reading.
+
+    OSError where one cannot be opened; none of the others is left open then.
+    """
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
+    except OSError:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
 
 
 def _beyond_stdio() -> Iterator[int]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
+from cloche.base.descriptors import open_all
 from cloche.vmm.argv import Machine, passed_name, qemu_argv
 from cloche.vmm.launch import FIRST_FD, host_never_overcommits, pipe_with
-from cloche.vmm.vm import AGENT_FD, CONSOLE_FD, FD_FOLDER, INCOMING_FD, QMP_FD
+from cloche.vmm.vm import AGENT_FD, CONSOLE_FD, INCOMING_FD, QMP_FD
 from cloche.wire import qmp
 
 TYPE_CHECKING = False
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from cloche.vmm.jail import Jail
     from cloche.vmm.shape import Shape
     from cloche.vmm.vm import Vm
+
+# preload/ has an open(2) of a name below it answered with the descriptor of that number.
+FD_FOLDER = "/cloche/fd"
 
 
 def launch(
@@ -61,7 +65,7 @@ def launch(
     ours: list[int] = []
     passed: Sequence[int] = ()
     if jail is not None:
-        ours = _open_all([*images, memory_file] if memory_file else images)
+        ours = open_all([*images, memory_file] if memory_file else images)
         passed = _number(fds, ours)
         memory_file = memory_file and f"{FD_FOLDER}/{passed[-1]}"
         images = [passed_name(number) for number in passed[: len(images)]]
@@ -107,15 +111,3 @@ def _number(fds: list[int], more: Sequence[int]) -> Sequence[int]:
     first = FIRST_FD + len(fds)
     fds += more
     return range(first, first + len(more))
-
-
-def _open_all(paths: Sequence[str]) -> list[int]:
-    """Open files for reading; OSError, with none of them left open."""
-    fds: list[int] = []
-    try:
-        fds += [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
-    except OSError:
-        for fd in fds:
-            os.close(fd)
-        raise
-    return fds

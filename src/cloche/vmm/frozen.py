@@ -16,6 +16,7 @@ import zlib
 from time import time
 
 from cloche.base import fastjson
+from cloche.base.descriptors import open_all
 from cloche.base.files import read_text
 from cloche.base.quick import suppress
 from cloche.vmm.argv import NIC_SLOTS
@@ -66,17 +67,10 @@ class Frozen:
     def open(self) -> list[int]:
         """Descriptors of memory and process, of one making; OSError where they are gone."""
         folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        fds: list[int] = []
         try:
-            for name in (MEMORY, PROCESS):
-                fds.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=folder))
-        except OSError:
-            for fd in fds:
-                os.close(fd)
-            raise
+            return open_all((MEMORY, PROCESS), folder)
         finally:
             os.close(folder)
-        return fds
 
     def descriptors(
         self, share: str, taps: Sequence[int], image: str, files: Sequence[int]

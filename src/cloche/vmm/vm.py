@@ -31,8 +31,6 @@ _KILLED = (-2, -9, -15)
 # It takes 5 ms, or a thousand times as long on a host that has much else to do.
 THAW_TIMEOUT_S = 15.0
 
-# preload/ has an open(2) of a name below it answered with the descriptor of that number.
-FD_FOLDER = "/cloche/fd"
 # Descriptors in QEMU's table; the taps follow.
 AGENT_FD, QMP_FD, CONSOLE_FD, INCOMING_FD, FIRST_TAP_FD = range(FIRST_FD, FIRST_FD + 5)
 
