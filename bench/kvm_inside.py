@@ -15,7 +15,8 @@ from bench.bundle_door import BundleDoor, run_up_to
 from bench.compare import measure
 from bench.doors import FILES
 from bench.kvm_view import KINDS, ROOT_VARIABLE
-from bench.program_main import chosen, own_cloche
+from bench.options import own_cloche
+from bench.program_main import chosen
 from bench.programs import Program
 from bench.timing import BenchError
 from kvm.outer.reporter import results_port

@@ -20,7 +20,8 @@ from typing import Any
 from bench.debian import make_archive
 from bench.doors import FILES
 from bench.main import DEFAULT_OUTPUT, REPOSITORY, guarded
-from bench.program_main import chosen, own_cloche
+from bench.options import own_cloche
+from bench.program_main import chosen
 from bench.progress import Progress
 from bench.report import table
 from bench.requests import count_requests

@@ -19,6 +19,7 @@ from bench.bundle import make_bundles
 from bench.cases import Bench, time_exec, time_phases, time_run, time_state
 from bench.dockers import time_docker
 from bench.memory import measure_crowd, measure_idle
+from bench.options import add_outputs
 from bench.progress import Progress
 from bench.results import CROWD, MEMORY, PHASES, Results
 from bench.rounds import Limits
@@ -80,20 +81,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=results.ALL, help="this case only (may be repeated)"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where the table goes, besides stdout (default docs/benchmarks.md; with --quick or "
-        "--only nowhere, since that would replace a full table with less)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw numbers there")
-    parser.add_argument(
-        "--cloche",
-        type=Path,
-        metavar="PATH",
-        help="the cloche command to measure (default: the one beside this Python)",
-    )
+    add_outputs(parser, "where the table goes", partial="--quick or --only")
     options = parser.parse_args(argv)
     options.quick_look = options.quick or bool(options.only)
     if options.runs is None:
@@ -101,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options.only = options.only or list(results.ALL)
     if options.output is None and not options.quick_look:
         options.output = DEFAULT_OUTPUT
-    options.cloche = (options.cloche or Path(sys.executable).parent / "cloche").absolute()
+    options.cloche = options.cloche.absolute()
     return options
 
 

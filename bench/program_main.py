@@ -17,6 +17,7 @@ from bench.compare import Budget, OnRound, compare
 from bench.debian import make_archive
 from bench.doors import ALL, open_doors, set_up
 from bench.main import DEFAULT_OUTPUT, guarded, ignore_interruptions
+from bench.options import add_outputs
 from bench.program_report import ProgramResults, to_json, to_markdown
 from bench.programs import PROGRAMS, Program
 from bench.progress import Progress
@@ -69,32 +70,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--door", action="append", choices=ALL, help="this door only (may be repeated)"
     )
     parser.add_argument("--list", action="store_true", help="print the programs, run nothing")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="whose section is replaced, besides stdout (default docs/benchmarks.md; with --only "
-        "or --door nowhere, since that would replace a full table with less)",
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw numbers there")
-    parser.add_argument(
-        "--cloche",
-        type=Path,
-        default=own_cloche(),
-        metavar="PATH",
-        help="the cloche command to measure (default: the one beside this Python)",
-    )
+    add_outputs(parser, "whose section is replaced", partial="--only or --door")
     options = parser.parse_args(argv)
     if options.output is None and not (options.only or options.door):
         options.output = DEFAULT_OUTPUT
     options.cloche = options.cloche.absolute()
     options.door = tuple(options.door or ALL)
     return options
-
-
-def own_cloche() -> Path:
-    """The command beside this Python."""
-    return Path(sys.executable).parent / "cloche"
 
 
 def chosen(texts: Sequence[str]) -> list[Program]:

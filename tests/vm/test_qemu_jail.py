@@ -15,8 +15,8 @@ from cloche.vmm.call_filter import call_filter
 
 from .attacker import ATTEMPTS, Target, attack
 from .bundles import Bundle
-from .frozen import stopped
-from .runtime import Container, Runtime
+from .frozen import qemu, status, stopped
+from .runtime import Runtime
 
 FUSE = {"CLOCHE_FILES": "fuse"}
 STARTS = {
@@ -46,30 +46,20 @@ def target(folder: Path) -> Target:
     return Target(folder / "secret", folder, folder / "memory")
 
 
-def qemu_of(container: Container) -> int:
-    """The supervisor's child that is not the file server."""
-    children = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()
-    (qemu,) = [
-        int(pid) for pid in children if "cloche-files" not in os.readlink(f"/proc/{pid}/exe")
-    ]
-    return qemu
-
-
-def status(pid: int) -> dict[str, list[str]]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.split() for name, value in (line.split(":", 1) for line in lines)}
+RIGHTS = ("CapPrm", "CapEff", "CapInh", "CapAmb")
 
 
 def test_it_has_a_user_of_its_own_and_no_rights(jailed: Runtime, bundle: Bundle) -> None:
-    users = set()
+    users: set[str] = set()
     for _ in range(2):
         container = jailed.start(bundle)
-        facts = status(qemu_of(container))
-        assert len({*facts["Uid"], *facts["Gid"]}) == 1
-        assert facts["Groups"] == []
-        assert {int(facts[name][0], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")} == {0}
-        assert facts["NoNewPrivs"] == ["1"]
-        users.add(facts["Uid"][0])
+        facts = status(qemu(container), "Uid", "Gid", "Groups", "NoNewPrivs", *RIGHTS)
+        ids = {*facts["Uid"].split(), *facts["Gid"].split()}
+        assert len(ids) == 1
+        assert facts["Groups"] == ""
+        assert {int(facts[name], 16) for name in RIGHTS} == {0}
+        assert facts["NoNewPrivs"] == "1"
+        users |= ids
         assert container.sh("cat /etc/passwd").code == 0
     assert len(users) == 2
     assert "0" not in users
@@ -95,9 +85,9 @@ def test_a_start_that_makes_a_frozen_qemu_has_no_other_children(
 def test_it_makes_the_calls_on_a_list_only(jailed: Runtime, bundle: Bundle) -> None:
     """The list comes first; QEMU's own filter, which denies more, is there as well."""
     container = jailed.start(bundle)
-    qemu = qemu_of(container)
+    pid = qemu(container)
     seen = []
-    for tid in os.listdir(f"/proc/{qemu}/task"):
+    for tid in os.listdir(f"/proc/{pid}/task"):
         # A thread that waits for work ends after a while.
         with contextlib.suppress(ProcessLookupError), stopped(int(tid)) as thread:
             seen.append(thread.seccomp_filters())
@@ -108,34 +98,34 @@ def test_it_makes_the_calls_on_a_list_only(jailed: Runtime, bundle: Bundle) -> N
 
 
 def test_its_root_has_its_program_only(jailed: Runtime, bundle: Bundle) -> None:
-    qemu = qemu_of(jailed.start(bundle))
-    mounts = [line.split() for line in Path(f"/proc/{qemu}/mountinfo").read_text().splitlines()]
+    pid = qemu(jailed.start(bundle))
+    mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     assert all("ro" in mount[5].split(",") and "nosuid" in mount[5] for mount in mounts)
     assert all("nodev" in mount[5] for mount in mounts if not mount[4].startswith("/dev/"))
     assert not [mount for mount in mounts if mount[6].startswith(("master:", "shared:"))]
     known = [os.environ.get("CLOCHE_DATA_ROOT", "/var/lib/cloche"), str(jailed.program.parents[2])]
-    others = {f"{name}" for name in os.listdir(f"/proc/{qemu}/root")} - IN_ROOT
+    others = {f"{name}" for name in os.listdir(f"/proc/{pid}/root")} - IN_ROOT
     assert others <= {path.split("/")[1] for path in known}
     for name in ("home", "root", "run", "tmp"):
-        assert not os.path.exists(f"/proc/{qemu}/root/{name}") or name in others
+        assert not os.path.exists(f"/proc/{pid}/root/{name}") or name in others
 
 
 def test_it_holds_no_folder_and_no_file_that_it_could_change(
     jailed: Runtime, bundle: Bundle
 ) -> None:
-    qemu = qemu_of(jailed.start(bundle))
-    for name in os.listdir(f"/proc/{qemu}/fd"):
-        what = os.stat(f"/proc/{qemu}/fd/{name}")
+    pid = qemu(jailed.start(bundle))
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        what = os.stat(f"/proc/{pid}/fd/{name}")
         assert not stat.S_ISDIR(what.st_mode)
-        where = os.readlink(f"/proc/{qemu}/fd/{name}")
-        lines = Path(f"/proc/{qemu}/fdinfo/{name}").read_text().splitlines()
+        where = os.readlink(f"/proc/{pid}/fd/{name}")
+        lines = Path(f"/proc/{pid}/fdinfo/{name}").read_text().splitlines()
         flags = int(dict(line.split(":", 1) for line in lines if ":" in line)["flags"], 8)
         if stat.S_ISREG(what.st_mode) and flags & os.O_ACCMODE != os.O_RDONLY:
             assert where.startswith("/memfd:") or where.endswith("/qemu.log"), where
 
 
 def test_what_an_attacker_tries_fails(jailed: Runtime, bundle: Bundle, target: Target) -> None:
-    found = attack(qemu_of(jailed.start(bundle)), target)
+    found = attack(qemu(jailed.start(bundle)), target)
     assert {*found} == {*ATTEMPTS}
     assert [name for name, why in found.items() if not why] == []
 
@@ -144,7 +134,7 @@ def test_the_same_would_succeed_in_a_plain_qemu(
     cloche: Runtime, bundle: Bundle, target: Target
 ) -> None:
     """9p is served by QEMU, which needs root's rights for it: so the attempts can succeed."""
-    found = attack(qemu_of(cloche.start(bundle)), target)
+    found = attack(qemu(cloche.start(bundle)), target)
     assert {name for name, why in found.items() if why} == set()
 
 

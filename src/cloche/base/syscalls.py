@@ -209,21 +209,24 @@ def new_tmpfs(source: str, options: dict[str, str], attributes: int) -> int:
 def set_apart(tree: int, attributes: int) -> None:
     """Set MOUNT_ATTR_* of the mounts at *tree*; no mount made elsewhere arrives there any more.
 
-    mount_setattr(2); OSError on failure.
+    OSError on failure.
     """
-    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    wanted = _longs(attributes, 0, MS_PRIVATE, 0)
-    flags, size = AT_EMPTY_PATH | AT_RECURSIVE, _ULong(len(wanted))
-    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, wanted, size), "mount_setattr")
+    _set_mount(tree, attributes, propagation=MS_PRIVATE, recursive=True)
 
 
 def map_ids(tree: int, user_namespace: int, *, recursive: bool) -> None:
-    """Map the owners of a detached mount (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
-    # struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attributes = _longs(MOUNT_ATTR_IDMAP, 0, 0, user_namespace)
+    """Map the owners of a detached mount (MOUNT_ATTR_IDMAP); OSError on failure."""
+    _set_mount(tree, MOUNT_ATTR_IDMAP, user_namespace=user_namespace, recursive=recursive)
+
+
+def _set_mount(
+    tree: int, attributes: int, *, propagation: int = 0, user_namespace: int = 0, recursive: bool
+) -> None:
+    # mount_setattr(2); struct mount_attr: attr_set, attr_clr, propagation, userns_fd
+    wanted = _longs(attributes, 0, propagation, user_namespace)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
-    size = _ULong(len(attributes))
-    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, attributes, size), "mount_setattr")
+    size = _ULong(len(wanted))
+    _check(_libc.syscall(_MOUNT_SETATTR, tree, b"", flags, wanted, size), "mount_setattr")
 
 
 def move_mount(tree: int, target: str, folder: int = AT_FDCWD) -> None:

@@ -107,8 +107,7 @@ class Files:
     def wait(self) -> None:
         """The VM is gone, and so is its loop soon: nobody else would take note of the end."""
         if self.server.pid and self.server.has_ended(END_S):
-            self._loop.unwatch(self.server.pidfd)
-            self.server.reap()
+            self._on_end(READ)
 
 
 def serve_files(vm: Vm, directory: str, share: str) -> Sequence[int]:

@@ -160,8 +160,9 @@ class Machine:
     greeted with, *frozen* the one that it was, *image* what it has come from, if it was not booted.
     """
 
-    def __init__(self, vm: Vm, choice: Choice) -> None:
+    def __init__(self, vm: Vm, choice: Choice, *, user_network: bool) -> None:
         self.vm = vm
+        self.user_network = user_network
         self._is_own = choice.is_own
         self.shape = choice.shape
         self.kernel_directory: str = choice.guest.manifest["kernel_directory"]
@@ -184,7 +185,7 @@ class Machine:
         """What the VM is launched with for that."""
         return self.files.fds if self.files is not None else ()
 
-    def jail(self, *names: str, user_network: bool) -> Jail | None:
+    def jail(self, *names: str) -> Jail | None:
         """Where QEMU is kept, which reads the files *names*; None: it has files to serve itself.
 
         What `vm` in config.json names of the host's is QEMU's to open, so that has no jail either.
@@ -195,7 +196,7 @@ class Machine:
         from cloche.vmm.preload import preloaded
 
         files = [self.shape.qemu, *names, *preloaded()]
-        return Jail(files, kvm=self.shape.accel == "kvm", user_network=user_network)
+        return Jail(files, kvm=self.shape.accel == "kvm", user_network=self.user_network)
 
     def distrust(self) -> None:
         """The next start is to make another frozen QEMU."""
@@ -214,7 +215,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
     # What has nothing to tie to a tap came up with some all the same, if the host has any.
     has_taps = bool(taps) or (not user_network and os.path.exists("/dev/net/tun"))
     choice = _choose(request, taps=has_taps)
-    machine = Machine(Vm(loop, request.directory), choice)
+    machine = Machine(Vm(loop, request.directory), choice, user_network=user_network)
     machine.serve_files(request.directory, share)
     vm, warnings = machine.vm, machine.warnings
     vm.exited.on_done(lambda _: machine.ended())
@@ -240,7 +241,7 @@ def start_machine(loop: Loop, request: Request, share: Share, *, taps: Sequence[
             greeting=machine.greeting.encode(),
             otherwise=otherwise,
             files=machine.files_fds,
-            jail=machine.jail(frozen.program, user_network=user_network),
+            jail=machine.jail(frozen.program),
         )
     except OSError as error:  # it was taken away just now, or there is no descriptor left
         warnings.append(f"VM: started from its template: thawing: {error}")
@@ -269,7 +270,6 @@ def _launch(
         (share.open_device(number, read_only=read_only), read_only)
         for number, read_only in request.glance.disks.items()
     ]
-    user_network = not taps and request.has_user_network()
     boot = None if template else choice.boot()
     from cloche.vmm.boot import launch
 
@@ -278,7 +278,7 @@ def _launch(
         shape,
         share=share.directory,
         taps=taps or [tap.fd for tap in idle],
-        user_network=user_network,
+        user_network=machine.user_network,
         images=[request.image] if request.image else [],
         disks=disks,
         root_image=choice.root_image,
@@ -287,7 +287,7 @@ def _launch(
         memory_file=template.memory_file if template else "",
         state=template.state if template else None,
         files=machine.files_fds,
-        jail=machine.jail(*boot[:2] if boot else (), user_network=user_network),
+        jail=machine.jail(*boot[:2] if boot else ()),
     )
     for fd in [*(fd for fd, _ in disks), *(tap.fd for tap in idle)]:
         os.close(fd)

@@ -42,20 +42,25 @@ def own_taps(count: int) -> Iterator[list[int]]:
 
     ClocheError where none can be made.
     """
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with _network_kept():
         syscalls.unshare(syscalls.CLONE_NEWNET)
-        try:
-            taps = open_taps(count)
-        finally:
-            syscalls.setns(own, syscalls.CLONE_NEWNET)
-    finally:
-        os.close(own)
+        taps = open_taps(count)
     try:
         yield [tap.fd for tap in taps]
     finally:
         for tap in taps:
             tap.close()
+
+
+@contextlib.contextmanager
+def _network_kept() -> Iterator[None]:
+    """Be in this network namespace again afterwards, whichever is entered meanwhile."""
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        syscalls.setns(own, syscalls.CLONE_NEWNET)
+        os.close(own)
 
 
 def settings_of(tap: int) -> tuple[int, int]:
@@ -65,17 +70,13 @@ def settings_of(tap: int) -> tuple[int, int]:
     """
     (header,) = struct.unpack("i", fcntl.ioctl(tap, _TUNGETVNETHDRSZ, bytes(4)))
     name = fcntl.ioctl(tap, _TUNGETIFF, bytes(40))[:16]
-    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     theirs = fcntl.ioctl(tap, _TUNGETDEVNETNS)
     try:
-        syscalls.setns(theirs, syscalls.CLONE_NEWNET)
-        try:
+        with _network_kept():
+            syscalls.setns(theirs, syscalls.CLONE_NEWNET)
             features = _active_features(name)
-        finally:
-            syscalls.setns(own, syscalls.CLONE_NEWNET)
     finally:
         os.close(theirs)
-        os.close(own)
     return int(header), sum(bit for name, bit in _FEATURES.items() if name in features)
 
 
